@@ -1,0 +1,1 @@
+"""Offline: a model becomes a bundle. May import torch, timm and onnx."""

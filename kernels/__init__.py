@@ -1,0 +1,1 @@
+"""Device work the engines do not do: masked, noised batches."""

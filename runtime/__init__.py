@@ -1,0 +1,1 @@
+"""Online: a bundle explains images. Never imports torch, timm or onnx."""

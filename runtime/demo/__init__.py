@@ -1,0 +1,1 @@
+"""The embedded model and the scenes it was trained on."""

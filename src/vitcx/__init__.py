@@ -1,0 +1,1 @@
+"""ViT-CX explanations of Vision Transformers, without PyTorch at run time."""
