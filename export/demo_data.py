@@ -87,7 +87,9 @@ class ScenePool:
         self._executor.shutdown()
 
 
-def make_batch(drawn: list[Drawn], rng: np.random.Generator, *, grid: int, patch: int) -> Batch:
+def make_batch(
+    drawn: list[Drawn], rng: np.random.Generator, *, grid: int, patch: int, occluded: float
+) -> Batch:
     """Cut, turn, mask and label a list of scenes.
 
     Parameters
@@ -100,6 +102,8 @@ def make_batch(drawn: list[Drawn], rng: np.random.Generator, *, grid: int, patch
         Patches to a side; fewer than the scene has gives cut-outs about an object.
     patch : int
         Pixels to a side of a patch.
+    occluded : float
+        Share of the pictures that are masked or noised.
     """
     side = grid * patch
     images = np.empty((len(drawn), side, side, 3), np.uint8)
@@ -125,7 +129,7 @@ def make_batch(drawn: list[Drawn], rng: np.random.Generator, *, grid: int, patch
     kind, size = torch.from_numpy(kinds), torch.from_numpy(whole)
     # (B, 2, H, W): the pixels of each of a scene's objects, none where it has fewer than two.
     pixels = ((seen == kind[:, :, None, None] + 1) & (size > 0)[:, :, None, None]).float()
-    x, mask = _occlude(x, rng)
+    x, mask = _occlude(x, rng, occluded)
     visible = (pixels * mask).sum((2, 3)) / size.clamp(min=1)
     share = F.avg_pool2d(pixels, patch).flatten(2).transpose(1, 2)
     lit = _presence(F.avg_pool2d(mask, patch)).flatten(2).transpose(1, 2)
@@ -157,15 +161,17 @@ def _window(
     return int(corner[0]) * patch, int(corner[1]) * patch
 
 
-def _occlude(x: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dim half of the pictures by smooth masks and noise where dim; return pictures and masks.
+def _occlude(
+    x: torch.Tensor, rng: np.random.Generator, occluded: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dim a share of the pictures by smooth masks, noise where dim; return pictures and masks.
 
     The masks, (B, 1, H, W) in [0, 1], are what is left to see: 1 for untouched pictures and for
     those that only get noise, as in eq. 2's last term.
     """
     count, _, height, width = x.shape
     mask = torch.ones(count, 1, height, width)
-    for i in np.flatnonzero(rng.random(count) < 0.5):
+    for i in np.flatnonzero(rng.random(count) < occluded):
         cells = int(rng.choice([2, 3, 4, 6, 8, 12]))
         coarse = torch.from_numpy(rng.random((1, 1, cells, cells), np.float32))
         field = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
@@ -209,4 +215,4 @@ def fresh(first_seed: int, count: int, objects: int) -> Iterator[tuple[torch.Ten
         scenes = [make_scene(seed, objects=objects) for seed in range(start, stop)]
         pictures = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
         for_each = [[item.class_index for item in s.objects] for s in scenes]
-        yield pictures.float() / 127.5 - 1, for_each  # type: ignore[misc]
+        yield pictures.float() / 127.5 - 1, for_each

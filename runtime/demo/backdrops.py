@@ -1,4 +1,4 @@
-"""Clutter to put objects on: noise at several scales seen through a palette, bands, pebbles, dirt."""
+"""Clutter to put objects on: noise at several scales seen through a palette, bands, pebbles."""
 
 from __future__ import annotations
 

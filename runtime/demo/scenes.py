@@ -231,7 +231,9 @@ def _strokes(canvas: Image.Image, rng: np.random.Generator) -> None:
         start, step = rng.uniform(0, SIZE, 2), rng.uniform(-22, 22, 2)
         bends = start + np.cumsum(step + rng.uniform(-9, 9, (4, 2)), axis=0)
         colour = _rgb(vivid(rng))
-        brush.line(bends.ravel().tolist(), fill=colour, width=int(rng.integers(1, 3)), joint="curve")
+        brush.line(
+            bends.ravel().tolist(), fill=colour, width=int(rng.integers(1, 3)), joint="curve"
+        )
 
 
 def _develop(canvas: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -60,6 +60,16 @@ def _mirrored(points: Points) -> Points:
     return points * (-1.0, 1.0)
 
 
+def _moved(points: Points, x: float, y: float) -> Points:
+    return points + np.array([x, y])
+
+
+def _upright(half_width: float, top: float, bottom: float) -> Points:
+    """A rectangle that straddles the vertical axis."""
+    w = half_width
+    return _polygon((-w, top), (w, top), (w, bottom), (-w, bottom))
+
+
 def anchor(rng: np.random.Generator) -> Shape:
     width = rng.uniform(0.20, 0.27)
     arms = _arc(0, 0.08, 0.72, 0.74, 8, 172)
@@ -68,8 +78,8 @@ def anchor(rng: np.random.Generator) -> Shape:
         Part(_band(arms, width)),
         Part(fluke),
         Part(_mirrored(fluke)),
-        Part(_polygon((-width / 2, -0.6), (width / 2, -0.6), (width / 2, 0.86), (-width / 2, 0.86))),
-        Part(_polygon((-0.5, -0.42), (0.5, -0.42), (0.5, -0.20), (-0.5, -0.20)), "accent"),
+        Part(_upright(width / 2, -0.6, 0.86)),
+        Part(_upright(0.5, -0.42, -0.20), "accent"),
         Part(_arc(0, -0.74, 0.27, 0.27)),
         Part(_arc(0, -0.74, 0.11, 0.11), "hole"),
     ]
@@ -89,14 +99,16 @@ def butterfly(rng: np.random.Generator) -> Shape:
         (0.55, 0.12), (0.05, 0.15),
     ) * (spread, 1.0)  # fmt: skip
     lower = _polygon(
-        (0.05, 0.05), (0.5, 0.12), (0.75, 0.35), (0.72, 0.68), (0.48, 0.86), (0.22, 0.7), (0.05, 0.3)
-    ) * (spread * low / 0.62, 1.0)
-    spots = [(_arc(0.62, -0.45, 0.19, 0.21), "accent"), (_arc(0.45, 0.48, 0.14, 0.15), "light")]
-    parts = [Part(p, t) for p, t in ((upper, "base"), (lower, "dark"))]  # type: ignore[arg-type]
-    parts += [Part(_mirrored(p.points), p.tone) for p in parts]
-    for points, tone in spots:
-        parts += [Part(points, tone), Part(_mirrored(points), tone)]  # type: ignore[arg-type]
-    return [*parts, Part(_arc(0, 0.02, 0.11, 0.62), "black")]
+        (0.05, 0.05), (0.5, 0.12), (0.75, 0.35), (0.72, 0.68), (0.48, 0.86), (0.22, 0.7),
+        (0.05, 0.3),
+    ) * (spread * low / 0.62, 1.0)  # fmt: skip
+    wing = [Part(upper), Part(lower, "dark")]
+    spots = [
+        Part(_arc(0.62, -0.45, 0.19, 0.21), "accent"),
+        Part(_arc(0.45, 0.48, 0.14, 0.15), "light"),
+    ]
+    other = [Part(_mirrored(p.points), p.tone) for p in (*wing, *spots)]
+    return [*wing, *spots, *other, Part(_arc(0, 0.02, 0.11, 0.62), "black")]
 
 
 def crescent(rng: np.random.Generator) -> Shape:
@@ -107,9 +119,9 @@ def crescent(rng: np.random.Generator) -> Shape:
     radius = float(np.hypot(0.95 * np.cos(tip) - centre, 0.95 * np.sin(tip)))
     bite = float(np.degrees(np.arctan2(0.95 * np.sin(tip), 0.95 * np.cos(tip) - centre)))
     inner = _arc(centre, 0, radius, radius, 360 - bite, bite, 32)
-    body = np.concatenate([outer, inner]) + (0.25, 0.0)
+    body = np.concatenate([outer, inner])
     return [
-        Part(body),
+        Part(_moved(body, 0.25, 0.0)),
         Part(_arc(-0.45, -0.22, 0.10, 0.10, n=12), "dark"),
         Part(_arc(-0.38, 0.22, 0.13, 0.13, n=12), "dark"),
         Part(_arc(-0.12, 0.58, 0.08, 0.08, n=12), "dark"),
@@ -129,7 +141,7 @@ def fish(rng: np.random.Generator) -> Shape:
         Part(fin * (1.0, -0.8), "accent"),
         Part(body),
         Part(stripe, "light"),
-        Part(stripe + (-0.28, 0.0), "light") if rng.random() < 0.6 else Part(stripe, "dark"),
+        Part(_moved(stripe, -0.28, 0.0), "light") if rng.random() < 0.6 else Part(stripe, "dark"),
         Part(_arc(0.58, -0.12, 0.14, 0.14, n=14), "white"),
         Part(_arc(0.61, -0.12, 0.07, 0.07, n=12), "black"),
     ]
@@ -214,11 +226,11 @@ def umbrella(rng: np.random.Generator) -> Shape:
     hook = _band(_arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.15)
     edge = np.array([-0.96, -0.5, 0.0, 0.5, 0.96])
     parts = [
-        Part(_polygon((-rod, -0.95), (rod, -0.95), (rod, 0.68), (-rod, 0.68)), "dark"),
+        Part(_upright(rod, -0.95, 0.68), "dark"),
         Part(hook, "dark"),
     ]
-    for i, tone in enumerate(("base", "accent", "base", "accent")):
-        left, right = edge[i], edge[i + 1]
+    tones: tuple[Tone, ...] = ("base", "accent", "base", "accent")
+    for left, right, tone in zip(edge[:-1], edge[1:], tones, strict=True):
         sweep = np.linspace(0.0, 1.0, 8)
         # Each panel runs from the ferrule down one rib, along its scallop and up the next rib.
         ribs = [
@@ -227,7 +239,7 @@ def umbrella(rng: np.random.Generator) -> Shape:
         ]
         along = np.linspace(left, right, 8)
         scallop = np.stack([along, 0.1 - dip * np.sin(np.pi * sweep)], axis=1)
-        parts.append(Part(np.concatenate([ribs[0], scallop, ribs[1][::-1]]), tone))  # type: ignore[arg-type]
+        parts.append(Part(np.concatenate([ribs[0], scallop, ribs[1][::-1]]), tone))
     return parts
 
 
