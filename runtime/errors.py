@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
 Each carries one sentence that says what came, what was expected and what to do. The command line
-prints that sentence and exits with 2; a program catches `VitcxError`, or the built-in class beside it.
+prints that sentence and exits with 2; a program catches `VitcxError`, or the built-in class too.
 """
 
 from __future__ import annotations
