@@ -49,8 +49,8 @@ class Job:
 
 
 def blend(
-    images: NDArray[np.float32],
-    masks: NDArray[np.float32],
+    images: Sequence[NDArray[np.float32]] | NDArray[np.float32],
+    masks: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     jobs: Sequence[Job],
     out: NDArray[np.float32],
     noise: NoiseCache,
@@ -59,14 +59,14 @@ def blend(
 
     Parameters
     ----------
-    images : (N,3,H,W) float32, normalised as the model wants them.
-    masks : (K,h,w) float32 at patch resolution, their upsampled values in [0, 1].
+    images : N of (3,H,W) float32, normalised as the model wants them.
+    masks : K of (h,w) float32 at patch resolution, their upsampled values in [0, 1].
     jobs : no two name the same row.
     out : (B,3,H,W) float32, written in place.
     noise : where the normals come from.
     """
-    size = (images.shape[2], images.shape[3])
-    shape = (images.shape[1], *size)
+    shape = (out.shape[1], out.shape[2], out.shape[3])
+    size = shape[1:]
     for job in jobs:
         image = images[job.image]
         mask = upsample(masks[job.mask], size)
