@@ -1,0 +1,217 @@
+"""The bundle: the folder that export makes and the runtime eats.
+
+A bundle is ``model.onnx`` (with its external data, if any) and ``manifest.json``. The graph has one
+input, ``images`` (B,3,H,W), and two outputs, ``probabilities`` (B,C) float32 after the softmax and
+``embedding`` (B,D,h,w) float32: channels first, prefix tokens dropped, window partitions undone. So
+the runtime knows nothing of model families.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitcx.runtime.digests import replacing, sha256_of
+from vitcx.runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+
+LAYERS = ("norm1", "attn", "block")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself. Sizes are in pixels, (height, width); grids in patches.
+
+    Attributes
+    ----------
+    schema_version : `SCHEMA_VERSION` of the writer.
+    model_name, source : the model, and where its weights came from.
+    layer, layer_path : which embedding (`LAYERS`), and its module path in the exported model.
+    input_size : (H, W) of the model's input.
+    mean, std : per-channel normalisation of RGB values in [0, 1].
+    crop_fraction : in (0, 1]; the resized picture's share that the crop keeps.
+    crop_mode : ``center`` resizes the short side and crops, ``squash`` resizes to the input size.
+    interpolation : the resize filter, one of `INTERPOLATIONS`.
+    grid, channels : (h, w) and D of the embedding.
+    class_names : C names, unique or not; index is the class.
+    distance_threshold : default δ of the clustering, in [0, 1].
+    opset, precision : of the graph.
+    files : SHA-256 by file name, of every file but the manifest.
+    parity : figures measured against the framework at export, and later by precision checks.
+    versions : of what made it.
+    """
+
+    model_name: str
+    source: str
+    layer: str
+    layer_path: str
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_fraction: float
+    crop_mode: str
+    interpolation: str
+    grid: tuple[int, int]
+    channels: int
+    class_names: tuple[str, ...]
+    distance_threshold: float
+    opset: int
+    precision: str
+    files: Mapping[str, str]
+    parity: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise BundleError(f"the manifest does not fit: {'; '.join(problems)}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, two-space indented, in the order of the attributes."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest; `BundleError` names what is missing, unknown or of the wrong type."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"the manifest is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise BundleError(f"the manifest is a JSON {type(values).__name__}, not an object")
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"the bundle has schema version {version!r} and this vitcx reads {SCHEMA_VERSION}: "
+                "export the model again, or install the vitcx that made it"
+            )
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - fields.keys()):
+            raise BundleError(f"the manifest has unknown entries: {', '.join(unknown)}")
+        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING} - {
+            "parity",
+            "versions",
+        }
+        if missing := sorted(required - values.keys()):
+            raise BundleError(f"the manifest lacks: {', '.join(missing)}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{k: _typed(k, value, hints[k]) for k, value in values.items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type the manifest declares for `name`, or a `BundleError`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise BundleError(f"the manifest's {name} is {value!r}, not a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise BundleError(f"the manifest's {name} has {len(value)} entries, not {len(args)}")
+        return tuple(_typed(name, item, args[0]) for item in value)
+    if hint is str or hint is int:
+        if type(value) is not hint:
+            raise BundleError(f"the manifest's {name} is {value!r}, not {hint.__name__}")
+        return value
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BundleError(f"the manifest's {name} is {value!r}, not a number")
+        return float(value)
+    if not isinstance(value, dict):
+        raise BundleError(f"the manifest's {name} is {value!r}, not an object")
+    return {str(key): _typed(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+
+
+def _problems(m: Manifest) -> typing.Iterator[str]:
+    for name, value, allowed in (
+        ("layer", m.layer, LAYERS),
+        ("precision", m.precision, PRECISIONS),
+        ("interpolation", m.interpolation, INTERPOLATIONS),
+        ("crop_mode", m.crop_mode, CROP_MODES),
+    ):
+        if value not in allowed:
+            yield f"{name} is {value!r}, not one of {', '.join(allowed)}"
+    if min(m.input_size) < 1 or min(m.grid) < 1 or m.channels < 1:
+        yield f"input {m.input_size}, grid {m.grid} and {m.channels} channels must be positive"
+    elif m.grid[0] > m.input_size[0] or m.grid[1] > m.input_size[1]:
+        yield f"the patch grid {m.grid} is finer than the input {m.input_size}"
+    if not m.class_names:
+        yield "class_names is empty"
+    if not 0 < m.crop_fraction <= 1:
+        yield f"crop_fraction is {m.crop_fraction}, not in (0, 1]"
+    if not 0 <= m.distance_threshold <= 1:
+        yield f"distance_threshold is {m.distance_threshold}, not in [0, 1]"
+    if not all(map(math.isfinite, (*m.mean, *m.std))) or min(m.std) <= 0:
+        yield f"mean {m.mean} and std {m.std} must be finite, std positive"
+    if MODEL_NAME not in m.files:
+        yield f"files does not list {MODEL_NAME}"
+    for name in m.files:
+        if Path(name).name != name or name in ("", ".", "..", MANIFEST_NAME):
+            yield f"files lists {name!r}, which is not a plain file name"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files have been checked against their digests."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL_NAME
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into the folder `path`, whole or not at all."""
+    with replacing(path / MANIFEST_NAME) as temporary:
+        temporary.write_text(manifest.to_json(), encoding="utf-8")
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Read and check a bundle folder.
+
+    Raises
+    ------
+    BundleError
+        If the folder, its manifest or a file is missing, does not fit the schema, or does not have
+        the digest that the manifest gives.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(
+            f"no bundle at '{folder}': give the folder that 'vitcx export' wrote, or 'demo'"
+        )
+    try:
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BundleError(
+            f"'{folder}' has no {MANIFEST_NAME}: it is not a bundle; make one with 'vitcx export'"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read '{folder / MANIFEST_NAME}': {error}") from None
+    manifest = Manifest.from_json(text)
+    for name, digest in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"the bundle '{folder}' lacks the file '{name}': export it again")
+        if sha256_of(file) != digest:
+            raise BundleError(
+                f"'{file}' is not the file that was exported (its SHA-256 differs): export it again"
+            )
+    return Bundle(folder, manifest)

@@ -1,0 +1,1 @@
+"""One module for each subcommand of `vitcx`, imported only when it is called."""
