@@ -8,11 +8,11 @@ across. 1.2 million parameters make 5 MB in float32.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.demo.scenes import CLASS_NAMES, SIZE
 
 PATCH = 8
@@ -28,8 +28,10 @@ STD = 0.5
 
 def build() -> nn.Module:
     """The untrained model: images (B, 3, SIZE, SIZE) to logits (B, len(CLASS_NAMES))."""
-    vision_transformer = _timm_vision_transformer()
-    model: nn.Module = vision_transformer.VisionTransformer(
+    import_timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    model: nn.Module = VisionTransformer(
         img_size=SIZE,
         patch_size=PATCH,
         embed_dim=WIDTH,
@@ -39,7 +41,17 @@ def build() -> nn.Module:
     )
     with torch.no_grad():
         # A grid that the model need not discover: learning starts sooner. It stays trainable.
-        model.pos_embed[:, 1:] = 0.3 * _sine_grid(GRID, WIDTH)  # type: ignore[index,operator]
+        model.pos_embed[:, 1:] = 0.3 * _sine_grid(GRID, WIDTH)  # type: ignore[operator]
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        "architecture": "vitcx_demo",
+        "num_classes": len(CLASS_NAMES),
+        "input_size": (3, SIZE, SIZE),
+        "mean": (MEAN,) * 3,
+        "std": (STD,) * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+    }
     return model
 
 
@@ -58,31 +70,3 @@ def _sine_grid(side: int, width: int) -> torch.Tensor:
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     phases = [axis.reshape(-1, 1) * rate for axis in (row, column)]
     return torch.cat([f(p) for p in phases for f in (torch.sin, torch.cos)], dim=1)
-
-
-#: Keeps the operators declared below alive for as long as the process.
-_OPERATORS: list[torch.library.Library] = []
-
-
-def _timm_vision_transformer() -> Any:
-    """timm's ViT module, imported so that a torchvision built for another torch does no harm.
-
-    Beside a CPU build of torch, torchvision's compiled part may not load, and its Python part then
-    stops at the import because two operators are unknown. Declaring them is enough: timm's
-    transformers use neither.
-    """
-    try:
-        import timm.models.vision_transformer
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        import sys
-
-        for name in [n for n in sys.modules if n.split(".")[0] in ("timm", "torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        _OPERATORS.append(library)
-        import timm.models.vision_transformer
-    return timm.models.vision_transformer

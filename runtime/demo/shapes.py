@@ -50,7 +50,7 @@ def _arc(
 
 def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
     """Outline of a stroke of the given width along a polyline."""
-    along = np.gradient(line, axis=0)
+    along: Points = np.asarray(np.gradient(line, axis=0))
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     side = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.reshape(width, (-1, 1)) / 2
     return np.concatenate([line + side, (line - side)[::-1]])
@@ -255,7 +255,8 @@ def distractor(rng: np.random.Generator) -> Shape:
     elif extra < 0.50:
         parts.append(Part(parts[0].points * 0.5, "hole"))
     elif extra < 0.60:
-        parts.append(Part(_arc(*rng.uniform(-0.3, 0.3, 2), 0.2, 0.2, n=14), "white"))
+        x, y = rng.uniform(-0.3, 0.3, 2)
+        parts.append(Part(_arc(x, y, 0.2, 0.2, n=14), "white"))
     return parts
 
 
