@@ -122,7 +122,7 @@ def export_model(
         name = model
     else:
         module = model
-        _check_module_arguments(checkpoint, num_classes, spec, size)
+        _check_module_arguments(checkpoint, num_classes, spec, size, stage, block)
         if size is not None:
             resize(module, size)
         source = f"module: {type(module).__module__}.{type(module).__qualname__}"
@@ -181,6 +181,8 @@ def _check_module_arguments(
     num_classes: int | None,
     spec: ModelSpec | None,
     size: tuple[int, int] | None,
+    stage: int | None,
+    block: int,
 ) -> None:
     """Refuse what a module in memory has settled already."""
     if checkpoint is not None or num_classes is not None:
@@ -190,6 +192,8 @@ def _check_module_arguments(
         )
     if spec is not None and size is not None:
         raise InputError("img_size and a spec: give the size in the spec, input_size=(H, W)")
+    if spec is not None and (stage is not None or block != -1):
+        raise InputError("stage and block choose a layer, and so does a spec: leave them out")
 
 
 def _dry_run(wrapped: Callable[[Tensor], tuple[Tensor, Tensor]], size: tuple[int, int]) -> Any:

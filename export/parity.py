@@ -163,7 +163,9 @@ def _check_interface(session: onnxruntime.InferenceSession) -> None:
             if value.type != "tensor(float)" or fixed != [False] + [True] * (rank - 1):
                 raise BundleError(
                     f"the exported {value.name} is {value.type} {value.shape}, expected float32 of "
-                    f"{rank} axes with a dynamic batch and nothing else dynamic"
+                    f"{rank} axes with a dynamic batch and nothing else dynamic: the export was "
+                    "deleted (in a model's code, len(images) fixes the batch, images.shape[0] "
+                    "does not)"
                 )
 
 

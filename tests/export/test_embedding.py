@@ -228,7 +228,7 @@ def test_an_index_out_of_range(family: str, where: dict[str, int], message: str)
 def test_models_without_patches_or_a_grid() -> None:
     with pytest.raises(InputError, match="not a Vision Transformer"):
         find_site(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with pytest.raises(InputError, match="cannot find the patch grid.*ModelSpec"):
+    with pytest.raises(InputError, match=r"cannot find the patch grid.*ModelSpec"):
         find_site(nn.TransformerEncoderLayer(8, 2))
     model = tiny.make("vit")
     model.blocks[1].norm1 = None
