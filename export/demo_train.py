@@ -54,7 +54,7 @@ class Config:
     occluded_scenes: float = 0.5
     average_decay: float = 0.999
     pool_size: int = 40_000
-    first_scenes: int = 8_000
+    first_scenes: int = 16_000
     renew_every: int = 128
     renew_scenes: int = 1_500
     evaluation_scenes: int = 2_000
@@ -80,7 +80,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         first_seed = self._resume()
         if not self.history or self.history[-1]["config"] != asdict(config):
-            self.history.append({"from_step": self.step, "config": asdict(config)})
+            self.history.append(
+                {"from_step": self.step, "from_second": self.spent, "config": asdict(config)}
+            )
         self.pool = ScenePool(config.pool_size, threads, first_seed)
         self.rng = np.random.default_rng((config.seed, self.step))
 
@@ -145,7 +147,9 @@ class Trainer:
     # ---- the run --------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        config, budget = self.config, self.config.minutes * 60
+        # New settings start a schedule of their own, over the time that is left.
+        start, budget = self.history[-1]["from_second"], self.config.minutes * 60
+        config, left = self.config, max(budget - start, 1e-6)
         began, cpu_began, earlier, cpu_earlier = time.monotonic(), _cpu(), self.spent, self.cpu
         saved = shown = began
         self.pool.renew(config.first_scenes)
@@ -153,7 +157,7 @@ class Trainer:
         while self.spent < budget:
             if self.step % config.renew_every == 0:
                 self.pool.renew(config.renew_scenes)
-            recent.append(self.train_step(self.spent / budget))
+            recent.append(self.train_step((self.spent - start) / left))
             now = time.monotonic()
             self.spent, self.cpu = earlier + now - began, cpu_earlier + _cpu() - cpu_began
             if now - shown > 20:
@@ -256,9 +260,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Config.minutes, help="wall-clock time")
     parser.add_argument("--seed", type=int, default=Config.seed)
     parser.add_argument("--threads", type=int, default=2)
+    for name in ("learning_rate", "cutout_share", "occluded_cutouts", "occluded_scenes"):
+        flag, default = f"--{name.replace('_', '-')}", getattr(Config, name)
+        parser.add_argument(flag, type=float, default=default, help=f"default {default:g}")
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     arguments = parser.parse_args()
-    config = QUICK if arguments.quick else Config(minutes=arguments.minutes, seed=arguments.seed)
+    chosen = {k: v for k, v in vars(arguments).items() if k in Config.__dataclass_fields__}
+    config = QUICK if arguments.quick else Config(**chosen)
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(json.dumps(Trainer(config, arguments.out, arguments.threads).run(), indent=2))
 
