@@ -67,7 +67,7 @@ def blend(
     """
     shape = (out.shape[1], out.shape[2], out.shape[3])
     size = shape[1:]
-    scratch = np.empty(shape, dtype=np.float32)  # fresh memory for each job would cost as much again
+    scratch = np.empty(shape, dtype=np.float32)  # once: its first touch costs more than its use
     for job in jobs:
         image = images[job.image]
         mask = upsample(masks[job.mask], size)
