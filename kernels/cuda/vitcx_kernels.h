@@ -20,6 +20,7 @@
 #ifdef __CUDACC_RTC__ /* NVRTC has no system headers */
 typedef int int32_t;
 typedef unsigned int uint32_t;
+typedef long long int64_t;
 typedef unsigned long long uint64_t;
 #else
 #include <stdint.h>
@@ -67,6 +68,12 @@ typedef struct vitcx_blend_params {
   int32_t dtype; /* VITCX_FLOAT32, ... */
 } vitcx_blend_params;
 
+/* What a cluster's mask is: the mean of its members, or that stretched to [0, 1] again (a constant
+ * mean is left). */
+enum { VITCX_CLUSTER_MEAN = 0, VITCX_CLUSTER_RENORMALISED = 1 };
+
+#ifndef __CUDACC_RTC__ /* NVRTC compiles the kernels alone */
+
 /* The masked and noised rows of a batch: one pass over each job's noise, nothing between. */
 int vitcx_blend_launch(const vitcx_blend_params *params, void *stream);
 
@@ -89,10 +96,6 @@ int vitcx_gram_apply_launch(const float *masks, const float *gram_rows, const fl
 int vitcx_cosine_distance_launch(const float *products, float *condensed, int32_t count,
                                  void *stream);
 
-/* What a cluster's mask is: the mean of its members, or that stretched to [0, 1] again (a constant
- * mean is left). */
-enum { VITCX_CLUSTER_MEAN = 0, VITCX_CLUSTER_RENORMALISED = 1 };
-
 /* Cluster masks (clusters, h, w). The members of cluster c are
  * members[offsets[c]] ... members[offsets[c + 1] - 1], indices into masks. */
 int vitcx_cluster_masks_launch(const float *masks, const int32_t *members, const int32_t *offsets,
@@ -114,6 +117,8 @@ int vitcx_saliency_launch(const float *low, float *saliency, float *coverage, in
 
 /* A status in words; never NULL, never to be freed. */
 const char *vitcx_status_string(int status);
+
+#endif /* __CUDACC_RTC__ */
 
 #ifdef __cplusplus
 }
