@@ -1,1 +1,6 @@
-"""Offline: a model becomes a bundle. May import torch, timm and onnx."""
+"""Offline: a model becomes a bundle. Importing this package needs neither torch nor timm."""
+
+from vitcx.export.exporting import export_model
+from vitcx.export.spec import ModelSpec
+
+__all__ = ["ModelSpec", "export_model"]

@@ -59,7 +59,7 @@ def color_table() -> NDArray[np.uint8]:
     linear = ((oklab_path() @ _LMS_FROM_LAB.T) ** 3) @ _RGB_FROM_LMS.T
     linear = np.clip(linear, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    table = np.rint(srgb * 255).astype(np.uint8)
+    table: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
     table.flags.writeable = False
     return table
 

@@ -71,7 +71,7 @@ class Explanation:
             return np.zeros_like(values)
         return np.asarray((values - least) / span, dtype=np.float32)
 
-    def overlay(self, i: int = 0, *, strength: float = 0.75, caption: bool = False) -> Image.Image:
+    def overlay(self, i: int = 0, *, strength: float = 0.8, caption: bool = False) -> Image.Image:
         """The heatmap of target `i` over the original picture, crop and resize undone.
 
         Parameters

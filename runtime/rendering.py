@@ -10,9 +10,11 @@ from vitcx.runtime.colormap import colorize
 
 # How much of the picture's light is left where the model did not look at it at all.
 _UNSEEN_BRIGHTNESS = 0.45
+# The picture's own colours are mostly taken out below the heat, so that colour means heat.
+_SATURATION = 0.25
 # Colour is laid on from here, in parts of `strength`, up to full strength at heat 1: so that the
 # picture stays readable where there is no evidence.
-_BASE_OPACITY = 0.45
+_BASE_OPACITY = 0.5
 
 
 def heat_on_original(
@@ -65,6 +67,8 @@ def overlay(
     """
     laid, seen = heat_on_original(heat, original.size, box)
     picture = np.asarray(original, dtype=np.float32)
+    grey = picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    picture = grey[..., None] + _SATURATION * (picture - grey[..., None])
     opacity = (strength * (_BASE_OPACITY + (1 - _BASE_OPACITY) * laid))[..., None]
     blended = picture * (1 - opacity) + colorize(laid).astype(np.float32) * opacity
     result = np.where(seen[..., None], blended, picture * _UNSEEN_BRIGHTNESS)

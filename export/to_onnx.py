@@ -1,0 +1,108 @@
+"""Writes a torch module as one ONNX graph with a dynamic batch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcx.export.quiet import only_errors_from
+from vitcx.runtime.bundle import MODEL_NAME
+from vitcx.runtime.errors import InputError
+
+OPSET = 20
+INPUT_NAME = "images"
+OUTPUT_NAMES = ("probabilities", "embedding")
+
+# A protobuf file ends at 2 GiB. The graph beside the weights is small; this leaves it 148 MB.
+_ONE_FILE_BYTES = 2_000_000_000
+# Said by torch to itself while it exports; none is about the model.
+_TORCH_CHATTER = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+# Warns of nodes that it leaves as they are.
+_CHATTING_LOGGER = "onnxscript.optimizer._constant_folding"
+
+
+def write_onnx(
+    module: nn.Module, input_size: tuple[int, int], folder: Path, opset: int = OPSET
+) -> tuple[str, ...]:
+    """Write `module` to ``model.onnx`` in `folder`, with external data only above 2 GB.
+
+    Parameters
+    ----------
+    module : images (B,3,H,W) float32 to (probabilities, embedding), in evaluation mode.
+    input_size : (H, W) in pixels; only the batch is dynamic.
+    folder : exists.
+    opset : of the ONNX operators.
+
+    Returns
+    -------
+    tuple of str
+        Names of the files written.
+
+    Raises
+    ------
+    InputError
+        If torch cannot express the module as a graph.
+    """
+    # Two images: torch would take a batch of one for a constant.
+    images = torch.zeros(2, 3, *input_size)
+    try:
+        with _without_chatter(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (images,),
+                dynamo=True,
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                verbose=False,
+            )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"torch cannot make a graph of the model ({_reason(error)}): its forward pass must "
+            "take any batch and not depend on pixel values"
+        ) from error
+    if program is None:
+        raise InputError("torch gave no graph: install the torch and onnxscript of vitcx[export]")
+    _drop_traces(program.model)
+    size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    program.save(folder / MODEL_NAME, external_data=size > _ONE_FILE_BYTES)
+    return tuple(sorted(file.name for file in folder.iterdir()))
+
+
+def _drop_traces(model: Any) -> None:
+    """Take out what torch notes of each node: stack traces with the exporting machine's paths."""
+    model.metadata_props.clear()
+    graphs = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+def _reason(error: BaseException) -> str:
+    """First line of what started it all: torch wraps the cause in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    with warnings.catch_warnings(), only_errors_from(_CHATTING_LOGGER):
+        for message in _TORCH_CHATTER:
+            warnings.filterwarnings("ignore", message=message)
+        yield

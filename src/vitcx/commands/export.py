@@ -1,0 +1,117 @@
+"""`vitcx export`: a timm model becomes a bundle."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from vitcx.export import export_model
+from vitcx.runtime.bundle import LAYERS, PRECISIONS
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """H or HxW as (H, W)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value)
+    if match is None:
+        raise click.BadParameter(f"'{value}': expected a side or HxW, such as 384 or 224x320")
+    return int(match[1]), int(match[2] or match[1])
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Weights (.safetensors, .pth); without it they come from timm's hub.",
+)
+@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the weights' own.")
+@click.option(
+    "--class-names",
+    "names_file",
+    type=click.Path(path_type=Path),
+    help="File with a JSON list, or one name a line.",
+)
+@click.option(
+    "--img-size",
+    callback=_size,
+    metavar="H[xW]",
+    help="Input size in pixels; default: the model's own.",
+)
+@click.option(
+    "--layer",
+    type=click.Choice(LAYERS),
+    default="norm1",
+    show_default=True,
+    help="Embedding: the block's input normalisation, its attention, or its output.",
+)
+@click.option("--stage", type=int, help="Swin: stage, from 0; default: the second-to-last.")
+@click.option(
+    "--block",
+    type=int,
+    default=-1,
+    show_default=True,
+    help="Block in the stage or model, from 0, negative from the end.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--check-image",
+    "check_images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Picture to compare with torch on, besides drawn ones; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle at --out.")
+def command(
+    model: str,
+    out: Path,
+    checkpoint: Path | None,
+    num_classes: int | None,
+    names_file: Path | None,
+    img_size: tuple[int, int] | None,
+    layer: str,
+    stage: int | None,
+    block: int,
+    precision: str,
+    check_images: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Turn a timm MODEL into a bundle: ONNX graph and manifest.
+
+    MODEL is a name such as deit_tiny_patch16_224. Needs the extra `export`.
+    """
+    console = Console(stderr=True, highlight=False)
+    with console.status("starting") as status:
+        bundle = export_model(
+            model,
+            out,
+            checkpoint=checkpoint,
+            num_classes=num_classes,
+            class_names=names_file,
+            img_size=img_size,
+            layer=layer,
+            stage=stage,
+            block=block,
+            precision=precision,
+            check_images=check_images,
+            force=force,
+            report=status.update,  # nothing where stderr is no terminal: --verbose logs the steps
+        )
+    m = bundle.manifest
+    megabytes = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
+    click.echo(
+        f"{bundle.path}: {m.model_name}, {m.input_size[0]}x{m.input_size[1]}, "
+        f"{m.num_classes} classes, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
+        f"at {m.layer_path}, {megabytes:.1f} MB"
+    )
+    click.echo(
+        f"against torch on {m.parity['images']:.0f} images: probabilities within "
+        f"{m.parity['probabilities_max_abs']:.1e}, embedding within "
+        f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
+        "of its own)"
+    )
