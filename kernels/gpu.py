@@ -6,6 +6,7 @@ says in one line what is missing. Never ran on hardware so far: see docs/gpu-not
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from types import TracebackType
@@ -151,7 +152,9 @@ class PinnedBuffer:
         core = cuda_module()
         resource = core.LegacyPinnedMemoryResource()
         self._buffer: Any = resource.allocate(max(1, size), stream=core.LEGACY_DEFAULT_STREAM)
-        self.bytes: NDArray[np.uint8] = np.from_dlpack(self._buffer).view(np.uint8)
+        # By address and not by DLPack, which older NumPys make read-only.
+        memory = (ctypes.c_uint8 * max(1, size)).from_address(int(self._buffer.handle))
+        self.bytes: NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)
 
     def copy_to(self, array: DeviceArray, stream: Stream) -> None:
         """Queue the first ``array.nbytes`` bytes to the device."""

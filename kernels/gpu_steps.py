@@ -1,7 +1,8 @@
 """Whole steps of an explanation on the GPU, from what the caller has to what it wants.
 
-`Blender` does what the NumPy twin does. `MaskSpace` keeps the masks on the device: nothing goes over
-the bus but the distances, the labels, the impacts and the result. Never ran on hardware so far: see docs/gpu-notes.md.
+`Blender` does what the NumPy twin does. `MaskSpace` keeps the masks on the device: nothing goes
+over the bus but the distances, the labels, the impacts and the result. Never ran on hardware so
+far: see docs/gpu-notes.md.
 """
 
 from __future__ import annotations

@@ -40,6 +40,13 @@ void shim_to_bfloat16(const float *values, uint16_t *out, int64_t count) {
 
 int shim_blend(const vitcx_blend_params *params) { return vitcx::blend_on_host(*params); }
 
+int shim_blend_arguments(const float *images, const float *masks, const vitcx_blend_job *jobs,
+                         void *out, int job_count, int channels, int height, int width,
+                         int grid_height, int grid_width, int dtype) {
+  return vitcx::blend_on_host(vitcx_blend_params{images, masks, jobs, out, job_count, channels,
+                                                 height, width, grid_height, grid_width, dtype});
+}
+
 void shim_upsample(const float *low, float *out, int grid_height, int grid_width, int height,
                    int width) {
   for (int y = 0; y < height; ++y) {
