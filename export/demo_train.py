@@ -189,7 +189,7 @@ class Trainer:
                 for images, classes in fresh(first_seed, scenes, objects):
                     top = self.average(images).topk(objects).indices.tolist()
                     pairs = zip(top, classes, strict=True)
-                    hits[objects - 1] += sum(sorted(t) == sorted(c) for t, c in pairs)
+                    hits[objects - 1] += sum(set(t) == set(c) for t, c in pairs)
         return hits[0] / scenes, hits[1] / scenes
 
     def _report(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
 
 
 def _mirrored(points: Points) -> Points:
-    return points * (-1.0, 1.0)
+    return points * np.array([-1.0, 1.0])
 
 
 def _moved(points: Points, x: float, y: float) -> Points:
