@@ -154,7 +154,7 @@ class PinnedBuffer:
         self._buffer: Any = resource.allocate(max(1, size), stream=core.LEGACY_DEFAULT_STREAM)
         # By address and not by DLPack, which older NumPys make read-only.
         memory = (ctypes.c_uint8 * max(1, size)).from_address(int(self._buffer.handle))
-        self.bytes: NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
 
     def copy_to(self, array: DeviceArray, stream: Stream) -> None:
         """Queue the first ``array.nbytes`` bytes to the device."""
