@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from vitcx.kernels.errors import DeviceArrayError, DeviceError
 from vitcx.runtime.errors import VitcxError
 
 # Name -> (module, one line of help). The help stands here so that `vitcx --help` imports nothing.
@@ -49,11 +50,9 @@ class _LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, and which engine does it.")
 def root(verbose: bool) -> None:
     """ViT-CX explanations of Vision Transformers, without PyTorch at run time."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    if verbose:
+        logging.getLogger("vitcx").setLevel(logging.INFO)  # ours alone: others log every node
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code if error.exit_code != 1 else 2)
     except click.exceptions.Abort:
         return _fail("stopped", 1)
-    except VitcxError as error:
+    except (VitcxError, DeviceError, DeviceArrayError) as error:
         return _fail(str(error), 2)
     except (OSError, MemoryError) as error:
         return _fail(f"{error}" or type(error).__name__, 1)
