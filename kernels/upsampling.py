@@ -11,6 +11,11 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+# OpenBLAS shares a product of more than 2^18 multiplications between threads. Those fight with the
+# engine's for the cores: on 2 busy cores a batch of 16 took 30 to 110 ms to blend, and 2.5 ms with
+# every product below this.
+_SINGLE_THREAD_PRODUCT = 1 << 18
+
 
 @functools.lru_cache(maxsize=64)
 def axis_operator(size: int, cells: int) -> NDArray[np.float32]:
@@ -37,4 +42,9 @@ def upsample(low: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.floa
     height, width = low.shape[-2:]
     rows = axis_operator(size[0], height)
     columns = axis_operator(size[1], width)
-    return np.asarray(rows @ low @ columns.T, dtype=np.float32)
+    tall = rows @ low
+    out = np.empty((*low.shape[:-2], *size), dtype=np.float32)
+    step = max(1, _SINGLE_THREAD_PRODUCT // (size[1] * width))
+    for top in range(0, size[0], step):
+        np.matmul(tall[..., top : top + step, :], columns.T, out=out[..., top : top + step, :])
+    return out

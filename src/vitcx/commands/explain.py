@@ -85,7 +85,7 @@ def command(
         with _progress(len(images)) as progress:
             bar = progress.add_task("explaining", total=len(images))
             for image, name, result in zip(images, names, results, strict=True):
-                if isinstance(result, InputError):
+                if isinstance(result, Exception):
                     failed += 1
                     progress.console.print(
                         f"vitcx: {' '.join(str(result).split())}", markup=False, soft_wrap=True
