@@ -6,10 +6,11 @@ picture -> `preprocess` -> encode -> `masks` -> `clustering` -> `scheduler` -> `
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -221,7 +222,7 @@ class Explainer:
 
     def try_explain_many(
         self, images: Iterable[Any], targets: Any = None, **settings: Any
-    ) -> Iterator[Explanation | Exception]:
+    ) -> Generator[Explanation | Exception, None, None]:
         """`explain_many` for pictures that may be bad: one that fails, fails alone.
 
         Yields
@@ -236,7 +237,9 @@ class Explainer:
         template = self.request(None, targets, **settings)
         return self.explain_requests(replace(template, image=image) for image in images)
 
-    def explain_requests(self, requests: Iterable[Request]) -> Iterator[Explanation | Exception]:
+    def explain_requests(
+        self, requests: Iterable[Request]
+    ) -> Generator[Explanation | Exception, None, None]:
         """`try_explain_many` for pictures that have targets and settings of their own."""
         with self.open_pipeline() as pipeline:
             for ticket in pipeline.stream(requests):
@@ -402,11 +405,12 @@ class Explainer:
         }
 
 
-def _raising(results: Iterator[Explanation | Exception]) -> Iterator[Explanation]:
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-        yield result
+def _raising(results: Generator[Explanation | Exception, None, None]) -> Iterator[Explanation]:
+    with contextlib.closing(results):
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
 
 
 def _version() -> str:

@@ -94,7 +94,8 @@ class _Entry:
     work: Any = None
     task: Task | None = None
     held: bool = False  # counted in `Pipeline._held`
-    closed: bool = False  # failed or cancelled: whoever has it at hand lets it go
+    closed: bool = False  # done or cancelled: whoever has it at hand lets it go
+    settled: bool = False
 
 
 class Pipeline:
@@ -230,7 +231,9 @@ class Pipeline:
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            # A generator left halfway is closed by the garbage collector, on any thread.
+            if thread is not threading.current_thread():
+                thread.join()
 
     # ---- choosing what to do; the lock is held
 
@@ -408,7 +411,10 @@ class Pipeline:
         The answer is given without the lock: it calls whoever waits for it.
         """
         with self._changed:
+            settled, entry.settled = entry.settled, True
             self._release(entry)
+        if settled:  # two batches of one picture can fail at a time
+            return False
         entry.request = entry.work = entry.task = entry.ticket._on_cancel = None
         return entry.ticket.set_running_or_notify_cancel()
 
