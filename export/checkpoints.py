@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "expected .safetensors, .pth, .pt or .bin"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail anywhere in the unpickler
         raise InputError(
             f"cannot read '{path}' as plain tensors, and no other content is run or read "
             f"({_first_line(error)}): save it with torch.save(model.state_dict(), FILE) or as "

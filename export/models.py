@@ -150,6 +150,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _unknown(timm: Any, name: str, error: Exception) -> str:
+    if str(error).startswith("No pretrained weights"):
+        return f"timm has no weights for '{name}': give your own, --checkpoint FILE"
     if not str(error).startswith("Unknown model"):
         return f"timm does not make '{name}': {error}"
     close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
