@@ -21,6 +21,7 @@ from rich.progress import (
 
 from vitcx.commands.explain import parse_targets
 from vitcx.dataset.job import Job, Output
+from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
 from vitcx.dataset.sources import list_items
 from vitcx.runtime.engines import ENGINE_NAMES
@@ -53,6 +54,11 @@ from vitcx.runtime.explainer import CLUSTER_MASKS, load
 @click.option(
     "--cluster-masks", default="renormalised", show_default=True, type=click.Choice(CLUSTER_MASKS)
 )
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Run on Ray: the cluster at hand, or a local one."
+)
+@click.option("--ray-workers", default="1:1", show_default=True, help="Least:most actors.")
+@click.option("--ray-gpus", default=0.0, show_default=True, help="GPUs of each actor.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
 def command(
     source: str,
@@ -67,6 +73,9 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    on_ray: bool,
+    ray_workers: str,
+    ray_gpus: float,
     as_json: bool,
     **settings: Any,
 ) -> int:
@@ -79,11 +88,10 @@ def command(
     import_pyarrow()
     items = list_items(source)
     output = Output(resolution, dtype, shard_size, overlays)
+    wanted = parse_targets(targets)
     start = time.monotonic()
     with load(bundle, engine, threads, batch_size) as explainer:
-        job = Job(
-            explainer, items, out, output, targets=parse_targets(targets), resume=resume, **settings
-        )
+        job = Job(explainer, items, out, output, targets=wanted, resume=resume, **settings)
         with _progress() as progress:
             bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")
 
@@ -92,7 +100,22 @@ def command(
                 rate = f"{fresh / max(time.monotonic() - start, 1e-9):.1f}/s" if fresh else ""
                 progress.update(bar, advance=pictures, fresh=fresh, rate=rate)
 
-            summary = job.run(advance)
+            if on_ray:
+                summary = run_on_ray(
+                    job,
+                    {
+                        "bundle": bundle if bundle == "demo" else str(Path(bundle).resolve()),
+                        "engine": explainer.session.engine,
+                        "threads": threads,
+                        "batch_size": batch_size,
+                    },
+                    job_arguments(items, out, output, wanted, settings),
+                    workers=_workers(ray_workers),
+                    gpus_per_worker=ray_gpus,
+                    progress=advance,
+                )
+            else:
+                summary = job.run(advance)
     seconds = time.monotonic() - start
     if as_json:
         click.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3), "out": str(out)}))
@@ -104,6 +127,17 @@ def command(
             f"{summary.shards} shards, {seconds:.1f} s, {fresh / max(seconds, 1e-9):.2f} pictures/s"
         )
     return 2 if summary.failed else 0
+
+
+def _workers(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        limits = int(least), int(most or least)
+    except ValueError:
+        limits = 0, 0
+    if not 1 <= limits[0] <= limits[1]:
+        raise click.UsageError(f"--ray-workers is {text!r}: give LEAST:MOST, such as 1:8")
+    return limits
 
 
 def _progress() -> Progress:

@@ -66,6 +66,7 @@ class Job:
     output : what is written.
     targets, settings : as for `Explainer.explain`; an item's own target goes first.
     resume : go on in a folder where the same job was begun.
+    attach : take part in a job that another process has begun, and leave the folder as it is.
 
     Raises
     ------
@@ -82,11 +83,13 @@ class Job:
         *,
         targets: Any = None,
         resume: bool = False,
+        attach: bool = False,
         **settings: Any,
     ) -> None:
         self._explainer, self._items, self._out = explainer, items, out
         self._output, self._targets, self._settings = output, targets, settings
-        self._begin(resume)
+        if not attach:
+            self._begin(resume)
 
     @property
     def shard_count(self) -> int:

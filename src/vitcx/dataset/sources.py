@@ -38,17 +38,19 @@ class Item:
     target : a class index or name, or None for the job's own targets.
     box : (x0, y0, x1, y1) in pixels of the picture, or None.
     member : (archive, offset, size) of a tar member.
+    root : the folder that a relative `path` is relative to; "" is the working folder.
     """
 
     path: str
     target: int | str | None = None
     box: Box | None = None
     member: tuple[str, int, int] | None = None
+    root: str = ""
 
     def picture(self) -> Path | EncodedPicture:
         """What `Explainer.request` takes."""
         if self.member is None:
-            return Path(self.path)
+            return Path(self.root, self.path)
         return EncodedPicture(self.path, partial(_read_member, *self.member))
 
 
