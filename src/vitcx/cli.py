@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("vitcx.commands.explain", "Explain pictures: overlay PNG, NPZ and JSON for each."),
     "demo": ("vitcx.commands.demo", "Explain drawn scenes with the embedded model."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
+    "dataset": ("vitcx.commands.dataset", "Explain a data set into Parquet shards; resumable."),
+    "serve": ("vitcx.commands.serve", "Serve explanations over HTTP, with a page to try them."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),
 }
 
