@@ -20,6 +20,7 @@ from vitcx.runtime.errors import VitcxError
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("vitcx.commands.explain", "Explain pictures: overlay PNG, NPZ and JSON for each."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
+    "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),
 }
 
