@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vitcx.runtime.errors import InputError
 # Where training scripts put the state dict in what they save, and what wrappers put before a key.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.")
+_RESAMPLED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj")
 _SHOWN = 3
 
 
@@ -42,8 +43,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "expected .safetensors, .pth, .pt or .bin"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail anywhere in the unpickler
         raise InputError(
             f"cannot read '{path}' as plain tensors, and no other content is run or read "
             f"({_first_line(error)}): save it with torch.save(model.state_dict(), FILE) or as "
@@ -119,11 +122,15 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     """`state` in timm's keys where it has those of the model's authors, or None.
 
     timm keeps the conversion beside the model's class, and uses it for the weights that it
-    downloads. It also resamples position embeddings; that is refused here, because the input size
-    is the user's choice: a shape that differs under one name is a mistake to show.
+    downloads. It also resamples patches and positions to the model's size; that is refused here,
+    because the size is the user's choice and the loss would go unseen.
     """
     own = model.state_dict()
-    if any(k in state and state[k].shape != own[k].shape for k in own):
+    if any(
+        key in state and state[key].shape != own[key].shape
+        for key in own
+        if any(part in key for part in _RESAMPLED)
+    ):
         return None
     convert: Callable[..., Any] | None = getattr(
         sys.modules[type(model).__module__], "checkpoint_filter_fn", None

@@ -65,13 +65,11 @@ def _label_set_names(config: dict[str, Any]) -> tuple[str, ...] | None:
     if stated:
         described = config.get("label_descriptions") or {}
         return tuple(str(described.get(label, label)) for label in stated)
-    import_timm()
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset(config)
+    data = import_timm().data
+    subset = data.infer_imagenet_subset(config)
     if subset is None:
         return None
-    info = ImageNetInfo(subset)
+    info = data.ImageNetInfo(subset)
     synonyms = [info.index_to_description(index) for index in range(info.num_classes())]
     details = [
         info.index_to_description(index, detailed=True).partition(": ")[2].partition(";")[0]

@@ -48,7 +48,8 @@ class _Tokens:
                 f"prefix tokens and a grid of {h}x{w}, {self.prefix + h * w} tokens: check the "
                 "layer, its grid and its prefix tokens"
             )
-        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
+        patches = tokens[:, self.prefix :].transpose(1, 2)  # (B, D, h·w)
+        return patches.reshape(*patches.shape[:2], h, w)
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def find_site(
     InputError
         If the model has no transformer blocks, or its grid cannot be found.
     """
-    stages = getattr(model, "layers", None)
+    stages: Any = getattr(model, "layers", None)
     if _is_list(stages) and all(_is_list(getattr(s, "blocks", None)) for s in stages):
         return _hierarchical_site(stages, layer, stage, block)
-    blocks = getattr(model, "blocks", None)
+    blocks: Any = getattr(model, "blocks", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if _is_list(blocks) and grid is not None:
         if stage is not None:

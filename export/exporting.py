@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,8 @@ from vitcx.runtime.bundle import (
 )
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +85,12 @@ def export_model(
     MissingExtraError
         If torch, timm or what else the extra ``export`` installs is missing.
     """
-    say = report or (lambda step: None)
+
+    def say(step: str) -> None:
+        _logger.info("%s", step)
+        if report is not None:
+            report(step)
+
     target = Path(out)
     if layer not in LAYERS:
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(LAYERS)}")
@@ -115,7 +122,7 @@ def export_model(
         name = model
     else:
         module = model
-        _check_module_arguments(checkpoint, num_classes, spec, size)
+        _check_module_arguments(checkpoint, num_classes, spec, size, stage, block)
         if size is not None:
             resize(module, size)
         source = f"module: {type(module).__module__}.{type(module).__qualname__}"
@@ -174,6 +181,8 @@ def _check_module_arguments(
     num_classes: int | None,
     spec: ModelSpec | None,
     size: tuple[int, int] | None,
+    stage: int | None,
+    block: int,
 ) -> None:
     """Refuse what a module in memory has settled already."""
     if checkpoint is not None or num_classes is not None:
@@ -183,6 +192,8 @@ def _check_module_arguments(
         )
     if spec is not None and size is not None:
         raise InputError("img_size and a spec: give the size in the spec, input_size=(H, W)")
+    if spec is not None and (stage is not None or block != -1):
+        raise InputError("stage and block choose a layer, and so does a spec: leave them out")
 
 
 def _dry_run(wrapped: Callable[[Tensor], tuple[Tensor, Tensor]], size: tuple[int, int]) -> Any:
@@ -227,12 +238,12 @@ def _folder_in_place_of(target: Path) -> Iterator[Path]:
         folder.mkdir()  # not the holder itself, which mkdtemp makes private
         yield folder
         if target.exists():
-            os.replace(target, holder / "old")
-        os.replace(folder, target)
+            target.replace(holder / "old")
+        folder.replace(target)
     except BaseException:
         # A replaced bundle goes back if its successor did not make it.
         if (holder / "old").exists() and not target.exists():
-            os.replace(holder / "old", target)
+            (holder / "old").replace(target)
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)

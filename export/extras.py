@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import importlib
 
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import MissingExtraError
 
-# In the order in which a user without the extra meets them.
+# Those of the extra `export`, in the order in which they are met.
 _MODULES = ("torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
 
 
 def require_export_extra() -> None:
-    """Raise `MissingExtraError` for the first module of the extra ``export`` that is not there.
+    """Import what the extra ``export`` installs.
 
-    A module that is there and cannot be imported (a broken installation) raises its own error.
+    Raises
+    ------
+    MissingExtraError
+        For the first module that is not there. One that is there and cannot be imported, because
+        its installation is broken, raises its own error.
     """
     for name in _MODULES:
-        if name == "timm":
-            from vitcx.export.timm_import import import_timm as load
-        else:
-
-            def load(name: str = name) -> object:
-                return importlib.import_module(name)
-
         try:
-            load()
+            if name == "timm":
+                import_timm()
+            else:
+                importlib.import_module(name)
         except ModuleNotFoundError as error:
-            missing = error.name or name
-            if missing.split(".")[0] not in _MODULES:
+            missing = (error.name or name).partition(".")[0]
+            if missing not in _MODULES:
                 raise
             raise MissingExtraError("vitcx export", missing, "export") from None

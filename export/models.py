@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from vitcx.export.checkpoints import head_classes, load_strictly, mismatches, read_checkpoint
 from vitcx.export.embedding import find_site
+from vitcx.export.quiet import only_errors_from
 from vitcx.export.timm_import import import_timm
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
@@ -91,7 +89,7 @@ def resize(model: nn.Module, img_size: tuple[int, int]) -> None:
     if (windows := _windows(model)) is not None:
         arguments["window_size"] = windows
     try:
-        model.set_input_size(**arguments)
+        cast(Any, model).set_input_size(**arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"{type(model).__name__} cannot take {img_size[0]}x{img_size[1]} pictures: {error}"
@@ -105,7 +103,7 @@ def _windows(model: nn.Module) -> Any:
         return None
     windows = []
     for stage in stages:
-        sizes = [getattr(block, "window_size", None) for block in getattr(stage, "blocks", ())]
+        sizes: list[Any] = [getattr(b, "window_size", None) for b in getattr(stage, "blocks", ())]
         if not sizes or any(size is None for size in sizes):
             return None
         windows.append(tuple(sizes[0]))
@@ -125,7 +123,7 @@ def _load(
         )
     classes = found if num_classes is None else num_classes
     if classes is not None and classes != getattr(model, "num_classes", classes):
-        model.reset_classifier(classes)  # type: ignore[operator]
+        cast(Any, model).reset_classifier(classes)
     # Weights may have been trained at the model's own size or at the one that is asked for.
     if img_size is not None and mismatches(model, state):
         resize(model, img_size)
@@ -135,7 +133,8 @@ def _load(
 def _create(name: str, *, pretrained: bool) -> nn.Module:
     timm = import_timm()
     try:
-        with _quiet_downloads():
+        # The hub logs each of its retries; the error that follows says it in one line.
+        with only_errors_from("huggingface_hub"):
             model: nn.Module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:
         if _is_network(error):
@@ -151,6 +150,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _unknown(timm: Any, name: str, error: Exception) -> str:
+    if str(error).startswith("No pretrained weights"):
+        return f"timm has no weights for '{name}': give your own, --checkpoint FILE"
     if not str(error).startswith("Unknown model"):
         return f"timm does not make '{name}': {error}"
     close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
@@ -165,15 +166,3 @@ def _is_network(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextlib.contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Keep the hub's log of its retries to itself: the error that follows says it in one line."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

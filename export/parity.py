@@ -155,14 +155,17 @@ def _check_interface(session: onnxruntime.InferenceSession) -> None:
     ):
         if tuple(v.name for v in values) != names:
             raise BundleError(
-                f"the exported graph's {kind} are {[v.name for v in values]}, expected {list(names)}"
+                f"the exported graph's {kind} are {[v.name for v in values]}, "
+                f"expected {list(names)}"
             )
         for value, rank in zip(values, ranks, strict=True):
             fixed = [isinstance(axis, int) for axis in value.shape]
             if value.type != "tensor(float)" or fixed != [False] + [True] * (rank - 1):
                 raise BundleError(
                     f"the exported {value.name} is {value.type} {value.shape}, expected float32 of "
-                    f"{rank} axes with a dynamic batch and nothing else dynamic"
+                    f"{rank} axes with a dynamic batch and nothing else dynamic: the export was "
+                    "deleted (in a model's code, len(images) fixes the batch, images.shape[0] "
+                    "does not)"
                 )
 
 
@@ -187,13 +190,14 @@ def scene(size: tuple[int, int], rng: np.random.Generator) -> Array:
         inside = np.clip((radius - np.hypot(y - cy, x - cx)) * 40 + 0.5, 0, 1)[..., None]
         picture = picture * (1 - inside) + rng.random(3) * inside
     grain = rng.normal(0, 0.02, (height, width, 3))
-    return np.clip(picture + grain, 0, 1).astype(np.float32)
+    clipped: Array = np.clip(picture + grain, 0, 1).astype(np.float32)
+    return clipped
 
 
 def _normalised(pictures: Array, p: Preprocessing) -> Array:
     """(B,H,W,3) in [0,1] to (B,3,H,W), normalised."""
-    normalised = (pictures - np.float32(p.mean)) / np.float32(p.std)
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+    mean, std = np.array(p.mean, dtype=np.float32), np.array(p.std, dtype=np.float32)
+    return np.ascontiguousarray(((pictures - mean) / std).transpose(0, 3, 1, 2))
 
 
 def _read(path: Path, size: tuple[int, int]) -> Array:
@@ -203,4 +207,4 @@ def _read(path: Path, size: tuple[int, int]) -> Array:
             picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
     except OSError as error:
         raise InputError(f"cannot read the picture '{path}': {error}") from None
-    return np.asarray(picture, dtype=np.float32) / 255
+    return np.asarray(picture, dtype=np.float32) / np.float32(255)

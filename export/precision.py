@@ -1,4 +1,4 @@
-"""The precisions a bundle can have: what turns the float32 graph into one, and how far it may be."""
+"""The precisions of a bundle: what turns the float32 graph into one, and how far it may be off."""
 
 from __future__ import annotations
 

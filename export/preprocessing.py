@@ -37,10 +37,7 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     InputError
         If the model does not take three channels, or its resize filter or crop is unknown.
     """
-    import_timm()
-    from timm.data import resolve_model_data_config
-
-    config: dict[str, Any] = resolve_model_data_config(model)
+    config: dict[str, Any] = import_timm().data.resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height, width = size if size is not None else config["input_size"][-2:]
     if len(config["mean"]) != 3 or len(config["std"]) != 3:

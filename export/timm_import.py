@@ -34,7 +34,8 @@ def import_timm() -> ModuleType:
     # What was half imported would be found, and used, by the second attempt.
     for name in [n for n in sys.modules if n.partition(".")[0] in ("torchvision", "timm")]:
         del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
+    make: Any = torch.library.Library  # untyped in torch
+    library = make("torchvision", "DEF")
     for operator in _OPERATORS:
         library.define(operator)
     _keep_alive.append(library)

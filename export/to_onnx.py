@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcx.export.quiet import only_errors_from
 from vitcx.runtime.bundle import MODEL_NAME
 from vitcx.runtime.errors import InputError
 
@@ -21,10 +22,9 @@ OUTPUT_NAMES = ("probabilities", "embedding")
 # A protobuf file ends at 2 GiB. The graph beside the weights is small; this leaves it 148 MB.
 _ONE_FILE_BYTES = 2_000_000_000
 # Said by torch to itself while it exports; none is about the model.
-_TORCH_CHATTER = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r".*is deprecated.*torch\.utils\._pytree",
-)
+_TORCH_CHATTER = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+# Warns of nodes that it leaves as they are.
+_CHATTING_LOGGER = "onnxscript.optimizer._constant_folding"
 
 
 def write_onnx(
@@ -102,7 +102,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_errors_from(_CHATTING_LOGGER):
         for message in _TORCH_CHATTER:
             warnings.filterwarnings("ignore", message=message)
         yield

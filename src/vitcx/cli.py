@@ -19,6 +19,7 @@ from vitcx.runtime.errors import VitcxError
 # Name -> (module, one line of help). The help stands here so that `vitcx --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("vitcx.commands.explain", "Explain pictures: overlay PNG, NPZ and JSON for each."),
+    "demo": ("vitcx.commands.demo", "Explain drawn scenes with the embedded model."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
     "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),

@@ -12,18 +12,14 @@ from vitcx.export import export_model
 from vitcx.runtime.bundle import LAYERS, PRECISIONS
 
 
-class _Size(click.ParamType):
-    """H or HxW, in pixels."""
-
-    name = "H[xW]"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(value))
-        if match is None:
-            self.fail(f"'{value}' is no size: expected a side or HxW, such as 384 or 224x320")
-        return int(match[1]), int(match[2] or match[1])
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """H or HxW as (H, W)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value)
+    if match is None:
+        raise click.BadParameter(f"'{value}': expected a side or HxW, such as 384 or 224x320")
+    return int(match[1]), int(match[2] or match[1])
 
 
 @click.command("export")
@@ -41,7 +37,12 @@ class _Size(click.ParamType):
     type=click.Path(path_type=Path),
     help="File with a JSON list, or one name a line.",
 )
-@click.option("--img-size", type=_Size(), help="Input size in pixels; default: the model's own.")
+@click.option(
+    "--img-size",
+    callback=_size,
+    metavar="H[xW]",
+    help="Input size in pixels; default: the model's own.",
+)
 @click.option(
     "--layer",
     type=click.Choice(LAYERS),
@@ -86,14 +87,6 @@ def command(
     """
     console = Console(stderr=True, highlight=False)
     with console.status("starting") as status:
-
-        def report(step: str) -> None:
-            # A terminal shows the step while it lasts; a log gets a line for each.
-            if console.is_terminal:
-                status.update(step)
-            else:
-                console.print(step)
-
         bundle = export_model(
             model,
             out,
@@ -107,7 +100,7 @@ def command(
             precision=precision,
             check_images=check_images,
             force=force,
-            report=report,
+            report=status.update,  # nothing where stderr is no terminal: --verbose logs the steps
         )
     m = bundle.manifest
     megabytes = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6

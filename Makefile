@@ -1,0 +1,39 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+
+.PHONY: demo test check fast clean
+
+demo: $(VENV)/.demo
+	$(BIN)/vitcx demo --out $(OUT)
+
+test: check
+	$(BIN)/python -m pytest
+
+# Style, types, and the layers between packages.
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/vitcx
+	$(BIN)/lint-imports
+
+# The tests that need neither torch nor more than a minute.
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" tests/runtime tests/kernels
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,plot]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build out src/*.egg-info

@@ -1,0 +1,309 @@
+"""Outlines of the demo classes and of the shapes that belong to none.
+
+A shape is a list of `Part`: polygons in a unit frame (x to the right, y down, everything within
+about 1 of the origin), each with the tone it is filled with. Proportions vary with the generator
+that is passed in, so that no two stars or fish are quite alike. Nothing here knows about pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+Tone = Literal["base", "light", "dark", "accent", "white", "black", "hole"]
+Shape = list["Part"]
+ShapeMaker = Callable[[np.random.Generator], Shape]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One filled polygon of a shape.
+
+    Attributes
+    ----------
+    points : (N, 2) float64
+        Corners, x and y in the unit frame.
+    tone : str
+        Which of the object's colours fills it; ``"hole"`` cuts through the parts drawn before.
+    """
+
+    points: Points
+    tone: Tone = "base"
+
+
+def _polygon(*corners: tuple[float, float]) -> Points:
+    return np.asarray(corners, dtype=np.float64)
+
+
+def _arc(
+    x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0, n: int = 28
+) -> Points:
+    """Points of an elliptic arc; angles in degrees, clockwise on screen since y points down."""
+    angle = np.radians(np.linspace(start, stop, n, endpoint=abs(stop - start) < 360))
+    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
+
+
+def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
+    """Outline of a stroke of the given width along a polyline."""
+    along: Points = np.asarray(np.gradient(line, axis=0))
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    side = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.reshape(width, (-1, 1)) / 2
+    return np.concatenate([line + side, (line - side)[::-1]])
+
+
+def _mirrored(points: Points) -> Points:
+    return points * (-1.0, 1.0)
+
+
+def _moved(points: Points, x: float, y: float) -> Points:
+    return points + np.array([x, y])
+
+
+def _upright(half_width: float, top: float, bottom: float) -> Points:
+    """A rectangle that straddles the vertical axis."""
+    w = half_width
+    return _polygon((-w, top), (w, top), (w, bottom), (-w, bottom))
+
+
+def anchor(rng: np.random.Generator) -> Shape:
+    width = rng.uniform(0.20, 0.27)
+    arms = _arc(0, 0.08, 0.72, 0.74, 8, 172)
+    fluke = _polygon((0.98, 0.42), (0.80, -0.16), (0.42, 0.30))
+    return [
+        Part(_band(arms, width)),
+        Part(fluke),
+        Part(_mirrored(fluke)),
+        Part(_upright(width / 2, -0.6, 0.86)),
+        Part(_upright(0.5, -0.42, -0.20), "accent"),
+        Part(_arc(0, -0.74, 0.27, 0.27)),
+        Part(_arc(0, -0.74, 0.11, 0.11), "hole"),
+    ]
+
+
+def arrow(rng: np.random.Generator) -> Shape:
+    shaft, neck = rng.uniform(0.2, 0.3), rng.uniform(-0.05, 0.2)
+    head = rng.uniform(0.62, 0.75)
+    upper = _polygon((-0.95, 0), (-0.95, -shaft), (neck, -shaft), (neck, -head), (0.98, 0))
+    return [Part(upper, "light"), Part(upper * (1.0, -1.0), "base")]
+
+
+def butterfly(rng: np.random.Generator) -> Shape:
+    spread, low = rng.uniform(0.9, 1.0), rng.uniform(0.55, 0.7)
+    upper = _polygon(
+        (0.05, -0.1), (0.2, -0.55), (0.55, -0.85), (0.85, -0.8), (0.97, -0.5), (0.85, -0.1),
+        (0.55, 0.12), (0.05, 0.15),
+    ) * (spread, 1.0)  # fmt: skip
+    lower = _polygon(
+        (0.05, 0.05), (0.5, 0.12), (0.75, 0.35), (0.72, 0.68), (0.48, 0.86), (0.22, 0.7),
+        (0.05, 0.3),
+    ) * (spread * low / 0.62, 1.0)  # fmt: skip
+    wing = [Part(upper), Part(lower, "dark")]
+    spots = [
+        Part(_arc(0.62, -0.45, 0.19, 0.21), "accent"),
+        Part(_arc(0.45, 0.48, 0.14, 0.15), "light"),
+    ]
+    other = [Part(_mirrored(p.points), p.tone) for p in (*wing, *spots)]
+    return [*wing, *spots, *other, Part(_arc(0, 0.02, 0.11, 0.62), "black")]
+
+
+def crescent(rng: np.random.Generator) -> Shape:
+    reach = rng.uniform(38, 52)
+    tip = np.radians(reach)
+    outer = _arc(0, 0, 0.95, 0.95, reach, 360 - reach, 40)
+    centre = rng.uniform(0.42, 0.5)
+    radius = float(np.hypot(0.95 * np.cos(tip) - centre, 0.95 * np.sin(tip)))
+    bite = float(np.degrees(np.arctan2(0.95 * np.sin(tip), 0.95 * np.cos(tip) - centre)))
+    inner = _arc(centre, 0, radius, radius, 360 - bite, bite, 32)
+    body = np.concatenate([outer, inner])
+    return [
+        Part(_moved(body, 0.25, 0.0)),
+        Part(_arc(-0.45, -0.22, 0.10, 0.10, n=12), "dark"),
+        Part(_arc(-0.38, 0.22, 0.13, 0.13, n=12), "dark"),
+        Part(_arc(-0.12, 0.58, 0.08, 0.08, n=12), "dark"),
+    ]
+
+
+def fish(rng: np.random.Generator) -> Shape:
+    tall = rng.uniform(0.46, 0.58)
+    top = _arc(0.2, tall * 0.55, 0.86, tall * 1.55, 215, 325, 20)
+    body = np.concatenate([top, (top * (1.0, -1.0))[::-1]])
+    tail = _polygon((-0.35, 0), (-0.98, -0.6), (-0.8, 0), (-0.98, 0.6))
+    fin = _polygon((-0.25, -0.4), (-0.05, -0.85), (0.4, -0.75), (0.45, -0.35))
+    stripe = _arc(0.02, 0, 0.09, tall * 0.82, n=16)
+    return [
+        Part(tail, "accent"),
+        Part(fin, "accent"),
+        Part(fin * (1.0, -0.8), "accent"),
+        Part(body),
+        Part(stripe, "light"),
+        Part(_moved(stripe, -0.28, 0.0), "light") if rng.random() < 0.6 else Part(stripe, "dark"),
+        Part(_arc(0.58, -0.12, 0.14, 0.14, n=14), "white"),
+        Part(_arc(0.61, -0.12, 0.07, 0.07, n=12), "black"),
+    ]
+
+
+def gear(rng: np.random.Generator) -> Shape:
+    teeth = int(rng.integers(7, 11))
+    root, hole = rng.uniform(0.66, 0.74), rng.uniform(0.22, 0.32)
+    step = 2 * np.pi / teeth
+    corner = np.array([-0.30, -0.18, 0.18, 0.30]) * step
+    angle = (np.arange(teeth)[:, None] * step + corner).ravel()
+    radius = np.tile([root, 0.98, 0.98, root], teeth)
+    wheel = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return [
+        Part(wheel),
+        Part(_arc(0, 0, hole + 0.2, hole + 0.2), "dark"),
+        Part(_arc(0, 0, hole, hole), "hole"),
+    ]
+
+
+def heart(rng: np.random.Generator) -> Shape:
+    t = np.linspace(0, 2 * np.pi, 44, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    outline = np.stack([x, y], axis=1) / 17.0 * (1.0, rng.uniform(0.92, 1.08))
+    return [Part(outline), Part(_arc(-0.45, -0.34, 0.17, 0.2, n=16), "light")]
+
+
+def key(rng: np.random.Generator) -> Shape:
+    bow, shaft = rng.uniform(0.38, 0.45), rng.uniform(0.10, 0.13)
+    x = -0.95 + bow
+    bit = _polygon((0.5, 0), (0.5, 0.42), (0.68, 0.42), (0.68, 0.28), (0.78, 0.28), (0.78, 0.46),
+                   (0.96, 0.46), (0.96, 0))  # fmt: skip
+    return [
+        Part(_polygon((x, -shaft), (0.97, -shaft), (0.97, shaft), (x, shaft))),
+        Part(bit),
+        Part(_arc(x, 0, bow, bow)),
+        Part(_arc(x, 0, bow * 0.52, bow * 0.52), "hole"),
+        Part(_polygon((-0.1, -0.2), (0.02, -0.2), (0.02, 0.2), (-0.1, 0.2)), "accent"),
+    ]
+
+
+def mushroom(rng: np.random.Generator) -> Shape:
+    wide, stem = rng.uniform(0.85, 0.95), rng.uniform(0.2, 0.28)
+    cap = np.concatenate(
+        [_arc(0, 0.05, wide, 0.92, 180, 360), _arc(0, 0.05, wide, 0.17, 0, 180, 14)]
+    )
+    foot = _polygon((-stem * 0.8, 0), (stem * 0.8, 0), (stem, 0.7), (stem * 1.25, 0.9),
+                    (-stem * 1.25, 0.9), (-stem, 0.7))  # fmt: skip
+    return [
+        Part(foot, "light"),
+        Part(cap),
+        Part(_arc(-0.42, -0.28, 0.17, 0.17, n=16), "white"),
+        Part(_arc(0.1, -0.52, 0.2, 0.18, n=16), "white"),
+        Part(_arc(0.5, -0.16, 0.15, 0.14, n=16), "white"),
+    ]
+
+
+def spiral(rng: np.random.Generator) -> Shape:
+    turns = rng.uniform(1.7, 2.1)
+    t = np.linspace(0.08, 1.0, 64)
+    angle = 2 * np.pi * turns * t * rng.choice([-1.0, 1.0])
+    line = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (0.86 * t[:, None])
+    width = rng.uniform(0.23, 0.27) * np.clip((1.06 - t) * 6, 0.2, 1.0)
+    return [Part(_band(line, width)), Part(_arc(0.0, 0.0, 0.15, 0.15, n=14))]
+
+
+def star(rng: np.random.Generator) -> Shape:
+    inner = rng.uniform(0.40, 0.50)
+    angle = np.radians(np.arange(10) * 36.0 - 90)
+    radius = np.tile([0.99, inner], 5)
+    corner = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    facets = [
+        Part(np.stack([np.zeros(2), corner[i], corner[i + 1]]), "light") for i in range(0, 10, 2)
+    ]
+    return [Part(corner), *facets]
+
+
+def umbrella(rng: np.random.Generator) -> Shape:
+    dip = rng.uniform(0.12, 0.18)
+    rod = rng.uniform(0.055, 0.08)
+    hook = _band(_arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.15)
+    edge = np.array([-0.96, -0.5, 0.0, 0.5, 0.96])
+    parts = [
+        Part(_upright(rod, -0.95, 0.68), "dark"),
+        Part(hook, "dark"),
+    ]
+    tones: tuple[Tone, ...] = ("base", "accent", "base", "accent")
+    for left, right, tone in zip(edge[:-1], edge[1:], tones, strict=True):
+        sweep = np.linspace(0.0, 1.0, 8)
+        # Each panel runs from the ferrule down one rib, along its scallop and up the next rib.
+        ribs = [
+            np.stack([x * np.sin(sweep * np.pi / 2), 0.1 - 0.92 * np.cos(sweep * np.pi / 2)], 1)
+            for x in (left, right)
+        ]
+        along = np.linspace(left, right, 8)
+        scallop = np.stack([along, 0.1 - dip * np.sin(np.pi * sweep)], axis=1)
+        parts.append(Part(np.concatenate([ribs[0], scallop, ribs[1][::-1]]), tone))
+    return parts
+
+
+def distractor(rng: np.random.Generator) -> Shape:
+    """A shape of no class: one or two plain figures, some with a band or a hole."""
+    parts = [Part(_plain_figure(rng))]
+    extra = rng.random()
+    if extra < 0.25:
+        figure = _plain_figure(rng) * rng.uniform(0.35, 0.7) + rng.uniform(-0.5, 0.5, 2)
+        parts.append(Part(figure, "accent"))
+    elif extra < 0.40:
+        parts.append(Part(parts[0].points * 0.55, "light"))
+    elif extra < 0.50:
+        parts.append(Part(parts[0].points * 0.5, "hole"))
+    elif extra < 0.60:
+        x, y = rng.uniform(-0.3, 0.3, 2)
+        parts.append(Part(_arc(x, y, 0.2, 0.2, n=14), "white"))
+    return parts
+
+
+def _plain_figure(rng: np.random.Generator) -> Points:
+    """A polygon, a disc, a half-disc, a bar, a bent bar, a cross or a pebble in the unit frame."""
+    kind = int(rng.integers(8))
+    if kind == 0:
+        sides = int(rng.integers(3, 7))
+        return _arc(0, 0, 0.95, 0.95, 0, 360, sides)
+    if kind == 1:
+        return _arc(0, 0, 0.95, rng.uniform(0.5, 0.95))
+    if kind == 2:
+        return _arc(0, -0.3, 0.95, rng.uniform(0.6, 0.95), 0, 180)
+    if kind == 3:
+        tall, slant = rng.uniform(0.1, 0.7), rng.uniform(-0.25, 0.25)
+        return _polygon((-0.7 + slant, -tall), (0.7 + slant, -tall), (0.7 - slant, tall),
+                        (-0.7 - slant, tall))  # fmt: skip
+    if kind == 4:
+        bend = rng.uniform(-0.5, 0.5, 5)
+        line = np.stack([np.linspace(-0.9, 0.9, 5), bend], axis=1)
+        return _band(line, rng.uniform(0.12, 0.3))
+    if kind == 5:
+        w = rng.uniform(0.15, 0.33)
+        return _polygon((-w, -0.9), (w, -0.9), (w, -w), (0.9, -w), (0.9, w), (w, w), (w, 0.9),
+                        (-w, 0.9), (-w, w), (-0.9, w), (-0.9, -w), (-w, -w))  # fmt: skip
+    if kind == 6:
+        w = rng.uniform(0.25, 0.5)
+        return _polygon((-0.8, -0.8), (-0.8 + w, -0.8), (-0.8 + w, 0.8 - w), (0.8, 0.8 - w),
+                        (0.8, 0.8), (-0.8, 0.8))  # fmt: skip
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    phase, depth = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.0, 0.16, 3)
+    radius = 0.75 + sum(depth[k] * np.cos((k + 2) * angle + phase[k]) for k in range(3))
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+#: The classes in the order of the model's outputs.
+CLASSES: dict[str, ShapeMaker] = {
+    "anchor": anchor,
+    "arrow": arrow,
+    "butterfly": butterfly,
+    "crescent": crescent,
+    "fish": fish,
+    "gear": gear,
+    "heart": heart,
+    "key": key,
+    "mushroom": mushroom,
+    "spiral": spiral,
+    "star": star,
+    "umbrella": umbrella,
+}

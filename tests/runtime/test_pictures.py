@@ -1,0 +1,148 @@
+"""Every kind of picture gives the right pixels, or one clear line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitcx.runtime import pictures
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.pictures import ArrayFile, as_host_array, from_uint8_array, read_picture
+
+# Red, green / blue, white: every corner different, so that a rotation or flip shows.
+CORNERS = (
+    np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+    .repeat(8, axis=0)
+    .repeat(8, axis=1)
+)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "gif"])
+def test_formats(tmp_path, suffix):
+    path = tmp_path / f"corners.{suffix}"
+    Image.fromarray(CORNERS).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(np.asarray(read_picture(path)), CORNERS)
+    np.testing.assert_array_equal(np.asarray(read_picture(str(path))), CORNERS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(tmp_path, orientation):
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,  # stored so that turning it by 270 degrees sets it upright
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = Image.fromarray(CORNERS)
+    stored = image.transpose(turn[orientation]) if orientation in turn else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_picture(path)), CORNERS)
+
+
+def test_grey_palette_and_one_bit_become_rgb():
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(np.asarray(read_picture(Image.fromarray(grey))), expected)
+    palette = Image.fromarray(CORNERS).quantize(4, dither=Image.Dither.NONE)
+    np.testing.assert_allclose(np.asarray(read_picture(palette)), CORNERS, atol=1)
+    one_bit = Image.fromarray(grey > 31)
+    assert set(np.unique(np.asarray(read_picture(one_bit)))) == {0, 255}
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.fromarray(CORNERS).convert("CMYK").save(path, quality=100, subsampling=0)
+    np.testing.assert_allclose(np.asarray(read_picture(path)), CORNERS, atol=3)
+
+
+def test_transparency_lies_over_white():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (10, 20, 30, 255)
+    rgba[0, 1] = (0, 0, 0, 0)
+    rgba[1, 0] = (255, 0, 0, 128)
+    rgb = np.asarray(read_picture(Image.fromarray(rgba)))
+    np.testing.assert_array_equal(rgb[0], [[10, 20, 30], [255, 255, 255]])
+    np.testing.assert_allclose(rgb[1, 0], (255, 127, 127), atol=1)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16).repeat(4, axis=0)
+    path = tmp_path / "deep.png"
+    Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(np.asarray(read_picture(path))[0, :, 1], [0, 1, 128, 255])
+
+
+def test_pixels_without_a_range_are_refused():
+    with pytest.raises(InputError, match="no defined range"):
+        read_picture(Image.fromarray(np.ones((4, 4), np.float32)))
+    with pytest.raises(InputError, match="no defined range"):
+        read_picture(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(whole.read_bytes()[:800])
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    for path, words in (
+        (truncated, "damaged or truncated"),
+        (text, "not a picture"),
+        (empty, "not a picture"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "missing.png", "no picture at"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            read_picture(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch, factor):
+    path = tmp_path / "huge.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(path)
+    limit = 1600 // factor - 1  # Pillow itself warns at its limit and raises at twice that
+    monkeypatch.setattr(pictures, "MAX_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match="pixels: make it smaller"):
+        read_picture(path)
+
+
+def test_arrays():
+    np.testing.assert_array_equal(np.asarray(from_uint8_array(CORNERS)), CORNERS)
+    for wrong in (CORNERS[..., 0], CORNERS.astype(np.int32), CORNERS[:0], CORNERS[..., :2]):
+        with pytest.raises(InputError, match="uint8"):
+            from_uint8_array(wrong)
+
+
+def test_a_torch_tensor_is_read_without_a_copy():
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(3, 4, 4)
+    view = as_host_array(tensor)
+    tensor += 1
+    assert (view == 1).all()
+    with pytest.raises(InputError, match="detached"):
+        as_host_array(tensor.requires_grad_())
+
+
+def test_array_files(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((3, 2, 2), np.float32))
+    np.testing.assert_array_equal(ArrayFile(path).read(), np.ones((3, 2, 2)))
+    np.save(path, np.array([{"pickled": 1}]), allow_pickle=True)
+    with pytest.raises(InputError, match=r"not a \.npy array"):
+        ArrayFile(path).read()
+    path.write_bytes(b"\x93NUMPY garbage")
+    with pytest.raises(InputError, match=r"not a \.npy array"):
+        ArrayFile(path).read()
+    with pytest.raises(InputError, match="no array file"):
+        ArrayFile(tmp_path / "missing.npy").read()
