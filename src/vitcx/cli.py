@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("vitcx.commands.demo", "Explain drawn scenes with the embedded model."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
     "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),
+    "bench": ("vitcx.commands.bench", "Time explanations on your model, engines and batch sizes."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),
 }
 
