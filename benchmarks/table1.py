@@ -118,6 +118,7 @@ def main(
                 "explain_label": explain_label,
             }
             records = Records(folder / "records.jsonl", context)
+            session = explainer.session
             subjects = list(
                 picture_subjects(
                     pictures,
@@ -151,9 +152,9 @@ def main(
 
                     try:
                         run_study(
-                            explainer.session,
+                            session,
                             {label: answers_by(model, call)},
-                            lambda: subjects,
+                            lambda chosen=subjects: chosen,
                             records,
                             steps=steps,
                             canvas=canvas,
@@ -162,9 +163,9 @@ def main(
                     except NotApplicable:
                         not_applicable.append(label)
                 run_study(
-                    explainer.session,
-                    {"random order": lambda s: random_order(explainer.session, s)},
-                    lambda: subjects,
+                    session,
+                    {"random order": lambda s, session=session: random_order(session, s)},
+                    lambda chosen=subjects: chosen,
                     records,
                     steps=steps,
                     canvas=canvas,

@@ -98,7 +98,7 @@ def command(
                         shape = (3, *manifest.input_size)
                         pixels = [rng.standard_normal(shape, dtype=np.float32) for _ in range(2)]
                     for estimator in estimators:
-                        settings = {"estimator": estimator}
+                        settings: dict[str, Any] = {"estimator": estimator}
                         name = (
                             f"{manifest.model_name} {manifest.precision} "
                             f"{explainer.session.engine} batch {explainer.session.batch_size} "
