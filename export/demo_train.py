@@ -7,6 +7,7 @@ patches, which cost less than half of a whole scene, and goes on with whole scen
 
 The folder gets ``demo.safetensors`` (the averaged weights), ``training.json`` (what was run and
 how good it got) and ``checkpoint.pt``, from which the same command goes on if it was interrupted.
+It may go on with other settings: the report says which were in force from which step on.
 
 On a machine that is busy with other things, set ``OMP_WAIT_POLICY=PASSIVE``: threads that wait in
 a loop for one that has no core cost more than half of the speed.
@@ -40,20 +41,20 @@ _VALIDATION_SEED = 900_000
 class Config:
     """What a run is made of. Shares are of the run's wall-clock time."""
 
-    minutes: float = 45.0
+    minutes: float = 54.0
     seed: int = 0
     batch_size: int = 64
-    learning_rate: float = 1.0e-3
+    learning_rate: float = 1.3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 400
     patch_loss: float = 1.0
-    cutout_share: float = 0.45
+    cutout_share: float = 0.58
     cutout_grid: int = 8
     occluded_cutouts: float = 0.25
     occluded_scenes: float = 0.5
     average_decay: float = 0.999
     pool_size: int = 40_000
-    first_scenes: int = 8_000
+    first_scenes: int = 16_000
     renew_every: int = 128
     renew_scenes: int = 1_500
     evaluation_scenes: int = 2_000
@@ -76,7 +77,12 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval()
         self.optimiser = self._optimiser()
         self.step, self.images, self.spent, self.cpu = 0, 0, 0.0, 0.0
+        self.history: list[dict[str, Any]] = []
         first_seed = self._resume()
+        if not self.history or self.history[-1]["config"] != asdict(config):
+            self.history.append(
+                {"from_step": self.step, "from_second": self.spent, "config": asdict(config)}
+            )
         self.pool = ScenePool(config.pool_size, threads, first_seed)
         self.rng = np.random.default_rng((config.seed, self.step))
 
@@ -141,7 +147,9 @@ class Trainer:
     # ---- the run --------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        config, budget = self.config, self.config.minutes * 60
+        # New settings start a schedule of their own, over the time that is left.
+        start, budget = self.history[-1]["from_second"], self.config.minutes * 60
+        config, left = self.config, max(budget - start, 1e-6)
         began, cpu_began, earlier, cpu_earlier = time.monotonic(), _cpu(), self.spent, self.cpu
         saved = shown = began
         self.pool.renew(config.first_scenes)
@@ -149,7 +157,7 @@ class Trainer:
         while self.spent < budget:
             if self.step % config.renew_every == 0:
                 self.pool.renew(config.renew_scenes)
-            recent.append(self.train_step(self.spent / budget))
+            recent.append(self.train_step((self.spent - start) / left))
             now = time.monotonic()
             self.spent, self.cpu = earlier + now - began, cpu_earlier + _cpu() - cpu_began
             if now - shown > 20:
@@ -181,14 +189,14 @@ class Trainer:
                 for images, classes in fresh(first_seed, scenes, objects):
                     top = self.average(images).topk(objects).indices.tolist()
                     pairs = zip(top, classes, strict=True)
-                    hits[objects - 1] += sum(sorted(t) == sorted(c) for t, c in pairs)
+                    hits[objects - 1] += sum(set(t) == set(c) for t, c in pairs)
         return hits[0] / scenes, hits[1] / scenes
 
     def _report(self) -> dict[str, Any]:
         scenes = self.config.evaluation_scenes
         one, two = self.accuracy(FIRST_FRESH_SEED, scenes)
         return {
-            "config": asdict(self.config),
+            "history": self.history,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "steps": self.step,
@@ -215,7 +223,7 @@ class Trainer:
             "patch_head": self.patch_head.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "config": asdict(self.config),
+            "history": self.history,
             "counts": [self.step, self.images, self.pool.next_seed],
             "clocks": [self.spent, self.cpu],
         }
@@ -229,10 +237,7 @@ class Trainer:
         if not path.exists():
             return 0
         state = torch.load(path, weights_only=True)
-        if state["config"] != asdict(self.config):
-            raise ValueError(
-                f"{path} belongs to a run with other settings; pass them again, or an empty --out"
-            )
+        self.history = state["history"]
         self.model.load_state_dict(state["model"])
         self.patch_head.load_state_dict(state["patch_head"])
         self.average.load_state_dict(state["average"])
@@ -255,9 +260,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Config.minutes, help="wall-clock time")
     parser.add_argument("--seed", type=int, default=Config.seed)
     parser.add_argument("--threads", type=int, default=2)
+    for name in ("learning_rate", "cutout_share", "occluded_cutouts", "occluded_scenes"):
+        flag, default = f"--{name.replace('_', '-')}", getattr(Config, name)
+        parser.add_argument(flag, type=float, default=default, help=f"default {default:g}")
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     arguments = parser.parse_args()
-    config = QUICK if arguments.quick else Config(minutes=arguments.minutes, seed=arguments.seed)
+    chosen = {k: v for k, v in vars(arguments).items() if k in Config.__dataclass_fields__}
+    config = QUICK if arguments.quick else Config(**chosen)
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(json.dumps(Trainer(config, arguments.out, arguments.threads).run(), indent=2))
 

@@ -30,8 +30,8 @@ FIRST_FRESH_SEED = 1_000_000
 _SUPERSAMPLING = 3
 
 #: Radius of an object in pixels: alone in the scene, and as one of two.
-_RADIUS_ALONE = (13.0, 23.0)
-_RADIUS_OF_TWO = (12.0, 19.0)
+_RADIUS_ALONE = (16.0, 23.0)
+_RADIUS_OF_TWO = (14.5, 20.0)
 
 Colour = tuple[int, int, int]
 Mask = NDArray[np.bool_]
@@ -105,8 +105,8 @@ def make_scene(seed: int, *, objects: int | None = None) -> Scene:
     count = drawn if objects is None else objects
 
     canvas = backdrop(rng, SIZE)
-    for _ in range(int(rng.integers(2, 7))):
-        radius = rng.uniform(4, 15)
+    for _ in range(int(rng.integers(2, 6))):
+        radius = rng.uniform(4, 13)
         centre = rng.uniform(0, SIZE, 2)
         _place(canvas, rng, distractor(rng), centre, radius)
     _strokes(canvas, rng)
@@ -197,9 +197,9 @@ def _colours(
     behind = np.asarray(
         canvas.resize((1, 1), Image.Resampling.BOX, _inside(x, y, half)), np.float64
     )[0, 0]
-    for _ in range(8):
+    for _ in range(12):
         base = vivid(rng)
-        if np.abs(base - behind).sum() > 140:
+        if np.abs(base - behind).sum() > 190:
             break
     accent = vivid(rng)
     light = base + 0.45 * (255 - base)

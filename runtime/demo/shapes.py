@@ -57,11 +57,13 @@ def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
 
 
 def _mirrored(points: Points) -> Points:
-    return points * (-1.0, 1.0)
+    mirrored: Points = points * np.array([-1.0, 1.0])
+    return mirrored
 
 
 def _moved(points: Points, x: float, y: float) -> Points:
-    return points + np.array([x, y])
+    moved: Points = points + np.array([x, y])
+    return moved
 
 
 def _upright(half_width: float, top: float, bottom: float) -> Points:
@@ -71,7 +73,7 @@ def _upright(half_width: float, top: float, bottom: float) -> Points:
 
 
 def anchor(rng: np.random.Generator) -> Shape:
-    width = rng.uniform(0.20, 0.27)
+    width = rng.uniform(0.24, 0.30)
     arms = _arc(0, 0.08, 0.72, 0.74, 8, 172)
     fluke = _polygon((0.98, 0.42), (0.80, -0.16), (0.42, 0.30))
     return [
@@ -171,10 +173,10 @@ def heart(rng: np.random.Generator) -> Shape:
 
 
 def key(rng: np.random.Generator) -> Shape:
-    bow, shaft = rng.uniform(0.38, 0.45), rng.uniform(0.10, 0.13)
+    bow, shaft = rng.uniform(0.40, 0.47), rng.uniform(0.13, 0.16)
     x = -0.95 + bow
-    bit = _polygon((0.5, 0), (0.5, 0.42), (0.68, 0.42), (0.68, 0.28), (0.78, 0.28), (0.78, 0.46),
-                   (0.96, 0.46), (0.96, 0))  # fmt: skip
+    bit = _polygon((0.5, 0), (0.5, 0.46), (0.68, 0.46), (0.68, 0.30), (0.78, 0.30), (0.78, 0.50),
+                   (0.96, 0.50), (0.96, 0))  # fmt: skip
     return [
         Part(_polygon((x, -shaft), (0.97, -shaft), (0.97, shaft), (x, shaft))),
         Part(bit),
@@ -222,8 +224,8 @@ def star(rng: np.random.Generator) -> Shape:
 
 def umbrella(rng: np.random.Generator) -> Shape:
     dip = rng.uniform(0.12, 0.18)
-    rod = rng.uniform(0.055, 0.08)
-    hook = _band(_arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.15)
+    rod = rng.uniform(0.075, 0.10)
+    hook = _band(_arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.17)
     edge = np.array([-0.96, -0.5, 0.0, 0.5, 0.96])
     parts = [
         Part(_upright(rod, -0.95, 0.68), "dark"),
