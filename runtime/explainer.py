@@ -26,9 +26,19 @@ from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
 from vitcx.runtime.clustering import cluster
 from vitcx.runtime.engines import open_session
 from vitcx.runtime.errors import BundleError, EngineError, InputError
-from vitcx.runtime.estimators import ESTIMATOR_NAMES, choose_estimator
+from vitcx.runtime.estimators import ESTIMATOR_NAMES, Estimator, choose_estimator
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks
+from vitcx.runtime.methods import (
+    DEFAULT_RANDOM_MASKS,
+    DROP,
+    METHOD_NAMES,
+    PLAIN,
+    occlusion_masks,
+    occlusion_of,
+    random_masks,
+    refuse_idle_settings,
+)
 from vitcx.runtime.pipeline import Pipeline
 from vitcx.runtime.preprocess import Prepared, prepare
 from vitcx.runtime.scheduler import Task
@@ -64,6 +74,10 @@ class Settings:
     debias: bool = True
     coverage_correction: bool = True
     cluster_masks: str = "renormalised"
+    method: str = "vit-cx"
+    mask_count: int | None = None
+    window: int | None = None
+    step: int | None = None
 
     def __post_init__(self) -> None:
         _in_range("distance_threshold", self.distance_threshold, 0, 1)
@@ -75,6 +89,7 @@ class Settings:
         for name, value, allowed in (
             ("estimator", self.estimator, ESTIMATOR_NAMES),
             ("cluster_masks", self.cluster_masks, CLUSTER_MASKS),
+            ("method", self.method, METHOD_NAMES),
         ):
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}, not one of {', '.join(allowed)}")
@@ -84,6 +99,15 @@ class Settings:
         ):
             if not isinstance(switch, bool):
                 raise InputError(f"{name} is {switch!r}: give True or False")
+        for name, count in (
+            ("mask_count", self.mask_count),
+            ("window", self.window),
+            ("step", self.step),
+        ):
+            if count is not None and (
+                isinstance(count, bool) or not isinstance(count, int) or count < 1
+            ):
+                raise InputError(f"{name} is {count!r}: give a whole number of at least 1, or None")
 
 
 def _in_range(name: str, value: Any, least: float, most: float) -> None:
@@ -158,6 +182,10 @@ class Explainer:
         debias: bool = True,
         coverage_correction: bool = True,
         cluster_masks: str = "renormalised",
+        method: str = "vit-cx",
+        mask_count: int | None = None,
+        window: int | None = None,
+        step: int | None = None,
     ) -> Explanation:
         """Explain one picture.
 
@@ -177,6 +205,12 @@ class Explainer:
         coverage_correction : False leaves out the division by ρ (variants 4 and 5).
         cluster_masks : ``renormalised`` (the authors' code), ``mean`` (the paper's text) or
             ``none`` (every channel is a mask, variant 1).
+        method : ``vit-cx``, or another method that works by masks: ``rise``, ``score-cam``,
+            ``occlusion``, and ``random-cx``, which is ViT-CX with random masks (variant 2). See
+            `vitcx.runtime.methods`. A setting that means nothing to the method is refused.
+        mask_count : of ``rise`` (None: 4000) and ``random-cx`` (None: 5000).
+        window, step : of ``occlusion``, in pixels of the model's input; None takes a seventh of
+            the short side and half of that.
 
         Raises
         ------
@@ -193,6 +227,10 @@ class Explainer:
             debias=debias,
             coverage_correction=coverage_correction,
             cluster_masks=cluster_masks,
+            method=method,
+            mask_count=mask_count,
+            window=window,
+            step=step,
         )
         with self.open_pipeline(workers=0) as pipeline:
             return next(pipeline.stream([request])).result()
@@ -281,6 +319,11 @@ class Explainer:
         )
 
     def _settings(self, **given: Any) -> Settings:
+        defaults = {field.name: field.default for field in fields(Settings)}
+        defaults["distance_threshold"] = None
+        changed = {name for name in given if given[name] != defaults.get(name)}
+        if given.get("method") in METHOD_NAMES:
+            refuse_idle_settings(given["method"], changed)
         if given.get("distance_threshold") is None:
             given["distance_threshold"] = self.manifest.distance_threshold
         if unknown := sorted(given.keys() - {field.name for field in fields(Settings)}):
@@ -323,9 +366,7 @@ class Explainer:
         work.task = Task(
             image=work.prepared.pixels,
             masks=self._masks(work.embedding, settings),
-            estimator=choose_estimator(
-                settings.estimator, noise_std=settings.noise_std, debias=settings.debias
-            ),
+            estimator=_estimator(settings),
             noise_std=float(settings.noise_std),
             seed=settings.seed,
             targets=np.asarray(work.targets, dtype=np.int64),
@@ -347,10 +388,16 @@ class Explainer:
 
     def _masks(self, embedding: FloatArray, settings: Settings) -> FloatArray:
         size = self.manifest.input_size
+        if settings.method in DEFAULT_RANDOM_MASKS:
+            count = settings.mask_count or DEFAULT_RANDOM_MASKS[settings.method]
+            return random_masks(count, settings.seed)
+        if settings.method == "occlusion":
+            return occlusion_masks(occlusion_of(settings.window, settings.step, size), size)
         masks = vit_masks(embedding, size)
         if len(masks) == 0:
             log.warning("every channel of the embedding is constant: the explanation is empty")
-        if settings.cluster_masks == "none" or len(masks) == 0:
+        unclustered = settings.cluster_masks == "none" or settings.method == "score-cam"
+        if unclustered or len(masks) == 0:
             return masks
         labels = cluster(cosine_distances(masks, size), settings.distance_threshold)
         return merge_masks(masks, labels, size, settings.cluster_masks)
@@ -367,10 +414,11 @@ class Explainer:
                 f"bundle's precision ({self.manifest.precision}) or its weights cannot be used"
             )
         saliency, coverage = aggregate(
-            task.masks,
+            # Occlusion credits the pixels that were hidden, the others those that were shown.
+            1 - task.masks if settings.method == "occlusion" else task.masks,
             np.ascontiguousarray(impacts),
             self.manifest.input_size,
-            correct_coverage=settings.coverage_correction,
+            correct_coverage=settings.coverage_correction and settings.method != "score-cam",
         )
         timings = {**work.seconds, **task.seconds}
         _lap(timings, "aggregation", start)
@@ -403,6 +451,16 @@ class Explainer:
             "device": self.session.device,
             "vitcx": _version(),
         }
+
+
+def _estimator(settings: Settings) -> Estimator:
+    if settings.method == "occlusion":
+        return DROP
+    if settings.method in ("score-cam", "rise"):
+        return PLAIN
+    return choose_estimator(
+        settings.estimator, noise_std=settings.noise_std, debias=settings.debias
+    )
 
 
 def _raising(results: Generator[Explanation | Exception, None, None]) -> Iterator[Explanation]:

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
     "dataset": ("vitcx.commands.dataset", "Explain a data set into Parquet shards; resumable."),
     "serve": ("vitcx.commands.serve", "Serve explanations over HTTP, with a page to try them."),
+    "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),
+    "bench": ("vitcx.commands.bench", "Time explanations on your model, engines and batch sizes."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),
 }
 
