@@ -54,7 +54,7 @@ class Config:
     occluded_scenes: float = 0.5
     average_decay: float = 0.999
     pool_size: int = 40_000
-    first_scenes: int = 16_000
+    first_scenes: int = 8_000
     renew_every: int = 128
     renew_scenes: int = 1_500
     evaluation_scenes: int = 2_000

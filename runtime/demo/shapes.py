@@ -72,18 +72,23 @@ def _upright(half_width: float, top: float, bottom: float) -> Points:
     return _polygon((-w, top), (w, top), (w, bottom), (-w, bottom))
 
 
-def anchor(rng: np.random.Generator) -> Shape:
-    width = rng.uniform(0.24, 0.30)
-    arms = _arc(0, 0.08, 0.72, 0.74, 8, 172)
-    fluke = _polygon((0.98, 0.42), (0.80, -0.16), (0.42, 0.30))
+def boat(rng: np.random.Generator) -> Shape:
+    bow, deck = rng.uniform(0.82, 0.95), rng.uniform(0.28, 0.36)
+    mast = rng.uniform(-0.12, 0.0)
+    hull = _polygon((-bow, deck), (bow, deck), (0.58, 0.86), (-0.55, 0.86))
     return [
-        Part(_band(arms, width)),
-        Part(fluke),
-        Part(_mirrored(fluke)),
-        Part(_upright(width / 2, -0.6, 0.86)),
-        Part(_upright(0.5, -0.42, -0.20), "accent"),
-        Part(_arc(0, -0.74, 0.27, 0.27)),
-        Part(_arc(0, -0.74, 0.11, 0.11), "hole"),
+        Part(_moved(_upright(0.07, -0.97, deck), mast, 0.0), "dark"),
+        Part(
+            _polygon((mast + 0.1, -0.92), (0.84, deck - 0.12), (mast + 0.1, deck - 0.12)), "white"
+        ),
+        Part(
+            _polygon((mast - 0.1, -0.7), (-0.76, deck - 0.12), (mast - 0.1, deck - 0.12)), "accent"
+        ),
+        Part(hull),
+        Part(
+            _polygon((-bow, deck), (bow, deck), (bow - 0.1, deck + 0.16), (0.1 - bow, deck + 0.16)),
+            "dark",
+        ),
     ]
 
 
@@ -181,7 +186,8 @@ def key(rng: np.random.Generator) -> Shape:
         Part(_polygon((x, -shaft), (0.97, -shaft), (0.97, shaft), (x, shaft))),
         Part(bit),
         Part(_arc(x, 0, bow, bow)),
-        Part(_arc(x, 0, bow * 0.52, bow * 0.52), "hole"),
+        Part(_arc(x, 0, bow * 0.76, bow * 0.76), "light"),
+        Part(_arc(x, 0, bow * 0.48, bow * 0.48), "hole"),
         Part(_polygon((-0.1, -0.2), (0.02, -0.2), (0.02, 0.2), (-0.1, 0.2)), "accent"),
     ]
 
@@ -231,7 +237,7 @@ def umbrella(rng: np.random.Generator) -> Shape:
         Part(_upright(rod, -0.95, 0.68), "dark"),
         Part(hook, "dark"),
     ]
-    tones: tuple[Tone, ...] = ("base", "accent", "base", "accent")
+    tones: tuple[Tone, ...] = ("base", "white", "base", "white")
     for left, right, tone in zip(edge[:-1], edge[1:], tones, strict=True):
         sweep = np.linspace(0.0, 1.0, 8)
         # Each panel runs from the ferrule down one rib, along its scallop and up the next rib.
@@ -296,7 +302,7 @@ def _plain_figure(rng: np.random.Generator) -> Points:
 
 #: The classes in the order of the model's outputs.
 CLASSES: dict[str, ShapeMaker] = {
-    "anchor": anchor,
+    "boat": boat,
     "arrow": arrow,
     "butterfly": butterfly,
     "crescent": crescent,
