@@ -66,7 +66,11 @@ def main(
         report: dict[str, Any] = {
             "pictures": len(pixels),
             "mean_mask_similarity": vars(bootstrap(similarities)),
-            "overdetermination": overdetermination(impacts),
+            # JSON has no NaN: a variance that no picture gives is null.
+            "overdetermination": {
+                key: None if np.isnan(value) else value
+                for key, value in overdetermination(impacts).items()
+            },
             "uncorrected_map_like_coverage": vars(bootstrap(coverages)),
             "sensitivity": {},
         }

@@ -54,6 +54,7 @@ REFERENCE = "PyTorch, a mask at a time"
 @click.option("--limit", default=4, show_default=True, help="Pictures.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=28, show_default=True, help="Of the faithfulness curves.")
+@click.option("--threads", type=int, help="CPU threads of every contender.  [default: all cores]")
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile.")
 @click.option("--quick", is_flag=True, help="2 pictures, 1 round, 14 steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
@@ -66,6 +67,7 @@ def main(
     limit: int,
     rounds: int,
     steps: int,
+    threads: int | None,
     compiled: bool,
     quick: bool,
     out: Path | None,
@@ -75,9 +77,11 @@ def main(
     console = Console(width=None if Console().is_terminal else 130)
     if quick:
         limit, rounds, steps = 2, 1, 14
+    if threads is not None:
+        torch.set_num_threads(threads)
     module, source = timm_model(name, checkpoint)
     module.requires_grad_(False)
-    explainers = {bundle: load(bundle) for bundle in bundles}
+    explainers = {bundle: load(bundle, threads=threads) for bundle in bundles}
     first = next(iter(explainers.values()))
     pictures = find_pictures(images)[:limit]
     pixels = [prepare(path, first.manifest).pixels for path in pictures]

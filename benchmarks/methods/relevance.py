@@ -154,13 +154,13 @@ def _through_block(
 
 
 def partial_lrp(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
-    """Relevance of the last block's attention, mean over heads, row of [CLS].
+    """Positive relevance of the last block's attention, mean over heads, row of [CLS].
 
     Source: Voita et al., "Analyzing multi-head self-attention" (ACL 2019), for ViTs as in Chefer et
     al. (CVPR 2021).
     """
     found = propagate(model, image, target)
-    return to_map(model, found.attentions[-1].mean(dim=0)[0], image)
+    return to_map(model, found.attentions[-1].clamp(min=0).mean(dim=0)[0], image)
 
 
 def cgw1(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
