@@ -208,7 +208,9 @@ def _patch_target(share: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
     return target
 
 
-def fresh(first_seed: int, count: int, objects: int) -> Iterator[tuple[torch.Tensor, list[int]]]:
+def fresh(
+    first_seed: int, count: int, objects: int
+) -> Iterator[tuple[torch.Tensor, list[list[int]]]]:
     """Whole, untouched scenes in batches of 100, (B, 3, H, W), with the classes in each."""
     for start in range(first_seed, first_seed + count, 100):
         stop = min(start + 100, first_seed + count)

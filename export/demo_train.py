@@ -182,7 +182,7 @@ class Trainer:
                 for images, classes in fresh(first_seed, scenes, objects):
                     top = self.model(images).topk(objects).indices.tolist()
                     pairs = zip(top, classes, strict=True)
-                    hits[objects - 1] += sum(sorted(t) == sorted(c) for t, c in pairs)
+                    hits[objects - 1] += sum(set(t) == set(c) for t, c in pairs)
         self.model.train()
         return hits[0] / scenes, hits[1] / scenes
 

@@ -63,7 +63,8 @@ def export_model(
         model's label set, or "class 0", ...
     img_size : side or (H, W) in pixels; None keeps the model's own.
     layer : "norm1" (input normalisation of the block, as the authors' code has it), "attn" (output
-        of its attention) or "block".
+        of its attention) or "block". With a `spec`, which has its own path, only the manifest's
+        word for it.
     stage : stage of a Swin, from 0, negative from the end; None takes the second-to-last.
     block : block in the stage or model, from 0, negative from the end.
     precision : "fp32"; the others are planned.

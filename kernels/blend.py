@@ -67,6 +67,7 @@ def blend(
     """
     shape = (out.shape[1], out.shape[2], out.shape[3])
     size = shape[1:]
+    scratch = np.empty(shape, dtype=np.float32)  # once: its first touch costs more than its use
     for job in jobs:
         image = images[job.image]
         mask = upsample(masks[job.mask], size)
@@ -74,7 +75,8 @@ def blend(
         epsilon: NDArray[np.float32] | None = None
         if job.scale != 0:
             normals = noise.normals(job.seed, job.noise, shape)
-            epsilon = normals * (np.float32(job.scale) * (np.float32(1) - mask))
+            amplitude = np.float32(job.scale) * (np.float32(1) - mask)
+            epsilon = np.multiply(normals, amplitude, out=scratch)
         for row, minus_row, base_is_masked in (
             (masked, masked_minus, True),
             (noisy, noisy_minus, False),
@@ -83,9 +85,8 @@ def blend(
                 if target == SKIP:
                     continue
                 slot = out[target]
-                if base_is_masked:
-                    np.multiply(image, mask, out=slot)
-                else:
-                    slot[...] = image
+                base = np.multiply(image, mask, out=slot) if base_is_masked else image
                 if epsilon is not None:
-                    operation(slot, epsilon, out=slot)
+                    operation(base, epsilon, out=slot)
+                elif base is not slot:
+                    slot[...] = base

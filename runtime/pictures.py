@@ -5,8 +5,10 @@ Right side up (EXIF), grey and palette and CMYK as RGB, 16-bit scaled to 8, tran
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,23 @@ MAX_PIXELS = 89_478_485
 _OPEN_LOCK = threading.Lock()  # catch_warnings is not safe between threads
 
 
-def read_picture(source: str | Path | Image.Image) -> Image.Image:
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture file that is not a file on disk: an upload, or a member of a tar archive.
+
+    Attributes
+    ----------
+    name : what errors call it.
+    read : gives the file's bytes when its turn comes.
+    max_pixels : more are refused before they are decoded.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    max_pixels: int = MAX_PIXELS
+
+
+def read_picture(source: str | Path | EncodedPicture | Image.Image) -> Image.Image:
     """An 8-bit RGB PIL image of a file or of another PIL image.
 
     Raises
@@ -32,8 +50,12 @@ def read_picture(source: str | Path | Image.Image) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _as_rgb(source, "the picture")
-    path = Path(source)
-    name = f"'{path}'"
+    if isinstance(source, EncodedPicture):
+        return _read_file(io.BytesIO(source.read()), f"'{source.name}'", source.max_pixels)
+    return _read_file(Path(source), f"'{source}'", MAX_PIXELS)
+
+
+def _read_file(path: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
     try:
         with _OPEN_LOCK, warnings.catch_warnings():
             # Said below, in one line and for every size over the limit.
@@ -42,22 +64,25 @@ def read_picture(source: str | Path | Image.Image) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"no picture at {name}") from None
     except Image.DecompressionBombError:
-        raise InputError(_too_large(name)) from None
+        raise InputError(_too_large(name, max_pixels)) from None
     except (OSError, ValueError, SyntaxError) as error:
-        reason = "is a folder" if path.is_dir() else f"is not a picture that can be read ({error})"
+        is_folder = isinstance(path, Path) and path.is_dir()
+        # Pillow names a stream by its address in memory, which says nothing to anybody.
+        why = f" ({error})" if isinstance(path, Path) else ""
+        reason = "is a folder" if is_folder else f"is not a picture that can be read{why}"
         raise InputError(f"{name} {reason}") from None
     with image:
-        return _as_rgb(image, name)
+        return _as_rgb(image, name, max_pixels)
 
 
-def _too_large(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller first"
+def _too_large(name: str, max_pixels: int) -> str:
+    return f"{name} has more than {max_pixels:,} pixels: make it smaller first"
 
 
-def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+def _as_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise InputError(_too_large(name))
+    if width * height > max_pixels:
+        raise InputError(_too_large(name, max_pixels))
     if width == 0 or height == 0:
         raise InputError(f"{name} is empty: {width} x {height} pixels")
     try:

@@ -18,6 +18,7 @@ from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.pictures import (
     MAX_PIXELS,
+    EncodedPicture,
     as_host_array,
     from_uint8_array,
     is_array_like,
@@ -68,7 +69,8 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
             return _from_normalised(array, manifest)
         picture = from_uint8_array(array)
     else:
-        if not isinstance(source, Image.Image | str) and not hasattr(source, "__fspath__"):
+        known = isinstance(source, Image.Image | EncodedPicture | str)
+        if not known and not hasattr(source, "__fspath__"):
             raise InputError(
                 f"cannot explain a {type(source).__name__}: give a path, a PIL image, an (H,W,3) "
                 "uint8 array or a normalised (3,H,W) float array"

@@ -1,13 +1,14 @@
 """Pack rows of any number of pictures into the engine's fixed-size batches.
 
 A `Task` is one picture with its masks. Tasks are scored in the order they were added; a batch holds
-the rows of as many tasks as fit, so only the last batch of a job is ever short. The code is the
-same for one picture, a data set and a server.
+the rows of as many tasks as fit, so only the last batch of a job is ever short. `Pipeline` decides
+when a batch runs; this module only knows which rows are in it.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.runtime.estimators import Estimator
-from vitcx.runtime.session import Batch, Session
+from vitcx.runtime.session import Batch, Scores, Session
 
 FloatArray = NDArray[np.float32]
 
@@ -50,7 +51,12 @@ class Task:
         shape = (len(self.masks), len(self.targets))
         self.scores = {kind: np.empty(shape, np.float32) for kind in self.estimator.kinds}
         self.seconds = {"blend": 0.0, "score": 0.0}
-        self._missing = len(self.masks) * len(self.estimator.kinds)
+        self._missing = self.rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows the engine scores for this picture."""
+        return len(self.masks) * len(self.estimator.kinds)
 
     @property
     def done(self) -> bool:
@@ -63,48 +69,77 @@ class Task:
         self._missing -= 1
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch and, row by row, whose it is: (task, mask index, row kind)."""
+
+    batch: Batch
+    owners: list[tuple[Task, int, int]]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks with a row in this batch, each once, in packing order."""
+        return list(dict.fromkeys(task for task, _, _ in self.owners))
+
+    def deliver(self, scores: Scores) -> list[Task]:
+        """Give every row's scores to its task; returns the tasks whose last row this was."""
+        rows = self.batch.rows
+        for row, (task, mask, kind) in enumerate(self.owners):
+            task.finish_row(kind, mask, scores.probabilities[row])
+            task.seconds["blend"] += scores.blend_seconds / rows
+            task.seconds["score"] += scores.forward_seconds / rows
+        return [task for task in self.tasks if task.done]
+
+
 @dataclass
 class Scheduler:
-    """Packs the rows of the tasks it holds; not safe to share between threads."""
+    """Packs the rows of the tasks it holds; not safe to share between threads without a lock."""
 
     session: Session
     _tasks: deque[Task] = field(default_factory=deque, init=False)
+    _pending: int = field(default=0, init=False)
 
     def add(self, task: Task) -> None:
         """Queue a task behind the others. One without masks is done already."""
         if not task.done:
             self._tasks.append(task)
+            self._pending += task.rows - task._next
 
     def cancel(self, task: Task) -> None:
         """Drop what is left of a task."""
         if task in self._tasks:
             self._tasks.remove(task)
+            self._pending -= task.rows - task._next
 
     @property
     def pending_rows(self) -> int:
         """Rows not yet packed."""
-        return sum(len(t.masks) * len(t.estimator.kinds) - t._next for t in self._tasks)
+        return self._pending
 
     def run_batch(self) -> None:
         """Pack, blend and score one batch; as full as the waiting tasks allow."""
-        batch, owners = self._pack()
-        if not batch.rows:
-            return
-        scores = self.session.score(batch)
-        for row, (task, mask, kind) in enumerate(owners):
-            task.finish_row(kind, mask, scores.probabilities[row])
-            task.seconds["blend"] += scores.blend_seconds / batch.rows
-            task.seconds["score"] += scores.forward_seconds / batch.rows
+        packed = self.pack()
+        if packed.batch.rows:
+            packed.deliver(self.session.score(packed.batch))
 
-    def _pack(self) -> tuple[Batch, list[tuple[Task, int, int]]]:
+    def run_all(self, tasks: Iterable[Task]) -> None:
+        """Score every row of `tasks` and of those waiting before them."""
+        for task in tasks:
+            self.add(task)
+            while self._pending >= self.session.batch_size:
+                self.run_batch()
+        while self._pending:
+            self.run_batch()
+
+    def pack(self) -> PackedBatch:
+        """Take the next rows, at most a batch of them; they are then no longer pending."""
         batch = Batch()
         owners: list[tuple[Task, int, int]] = []
         while self._tasks and batch.rows < self.session.batch_size:
             task = self._tasks[0]
             batch.images.append(task.image)
             kinds = task.estimator.kinds
-            total = len(task.masks) * len(kinds)
-            while task._next < total and batch.rows < self.session.batch_size:
+            while task._next < task.rows and batch.rows < self.session.batch_size:
                 mask, place = divmod(task._next, len(kinds))
                 rows = [SKIP] * 4
                 # The kinds of one mask stay together, so that its noise is made once.
@@ -124,6 +159,7 @@ class Scheduler:
                         rows=(rows[0], rows[1], rows[2], rows[3]),
                     )
                 )
-            if task._next == total:
+            if task._next == task.rows:
                 self._tasks.popleft()
-        return batch, owners
+        self._pending -= batch.rows
+        return PackedBatch(batch, owners)

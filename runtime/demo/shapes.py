@@ -57,11 +57,13 @@ def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
 
 
 def _mirrored(points: Points) -> Points:
-    return points * (-1.0, 1.0)
+    mirrored: Points = points * np.array([-1.0, 1.0])
+    return mirrored
 
 
 def _moved(points: Points, x: float, y: float) -> Points:
-    return points + np.array([x, y])
+    moved: Points = points + np.array([x, y])
+    return moved
 
 
 def _upright(half_width: float, top: float, bottom: float) -> Points:

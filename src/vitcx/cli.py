@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from vitcx.kernels.errors import DeviceArrayError, DeviceError
 from vitcx.runtime.errors import VitcxError
 
 # Name -> (module, one line of help). The help stands here so that `vitcx --help` imports nothing.
@@ -21,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("vitcx.commands.explain", "Explain pictures: overlay PNG, NPZ and JSON for each."),
     "demo": ("vitcx.commands.demo", "Explain drawn scenes with the embedded model."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
+    "dataset": ("vitcx.commands.dataset", "Explain a data set into Parquet shards; resumable."),
+    "serve": ("vitcx.commands.serve", "Serve explanations over HTTP, with a page to try them."),
+    "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),
+    "bench": ("vitcx.commands.bench", "Time explanations on your model, engines and batch sizes."),
     "doctor": ("vitcx.commands.doctor", "Tell which engines can run here, and why others cannot."),
 }
 
@@ -49,11 +54,9 @@ class _LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, and which engine does it.")
 def root(verbose: bool) -> None:
     """ViT-CX explanations of Vision Transformers, without PyTorch at run time."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    if verbose:
+        logging.getLogger("vitcx").setLevel(logging.INFO)  # ours alone: others log every node
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code if error.exit_code != 1 else 2)
     except click.exceptions.Abort:
         return _fail("stopped", 1)
-    except VitcxError as error:
+    except (VitcxError, DeviceError, DeviceArrayError) as error:
         return _fail(str(error), 2)
     except (OSError, MemoryError) as error:
         return _fail(f"{error}" or type(error).__name__, 1)

@@ -77,7 +77,7 @@ def command(
     with load(bundle, engine, threads, batch_size) as explainer:
         results = explainer.try_explain_many(
             [ArrayFile(path) for path in images] if input_npy else images,
-            _targets(targets),
+            parse_targets(targets),
             debias=not no_debias,
             coverage_correction=not no_coverage_correction,
             **settings,
@@ -85,7 +85,7 @@ def command(
         with _progress(len(images)) as progress:
             bar = progress.add_task("explaining", total=len(images))
             for image, name, result in zip(images, names, results, strict=True):
-                if isinstance(result, InputError):
+                if isinstance(result, Exception):
                     failed += 1
                     progress.console.print(
                         f"vitcx: {' '.join(str(result).split())}", markup=False, soft_wrap=True
@@ -107,7 +107,7 @@ def _need_matplotlib() -> None:
         raise MissingExtraError("--figure", "matplotlib", "plot")
 
 
-def _targets(words: tuple[str, ...]) -> Any:
+def parse_targets(words: tuple[str, ...]) -> Any:
     """Digits are indices; one word stays a word, so that `top5` keeps its meaning."""
     parsed = [int(word) if word.isdecimal() else word for word in words]
     if not parsed:

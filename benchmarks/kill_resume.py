@@ -1,0 +1,76 @@
+"""Kill a dataset job at random moments, resume it, and compare the shards byte for byte.
+
+    python benchmarks/kill_resume.py SOURCE --bundle DIR [--kills 20] [--shard-size 4]
+
+Bounded in the number of runs; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source")
+    parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--shard-size", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        calm, rough = Path(scratch, "calm"), Path(scratch, "rough")
+
+        def job(out: Path) -> list[str]:
+            words = [sys.executable, "-m", "vitcx", "dataset", arguments.source, "--out", str(out)]
+            words += ["--bundle", arguments.bundle, "--shard-size", str(arguments.shard_size)]
+            return [*words, "--resume"]
+
+        start = time.perf_counter()
+        code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
+        whole = time.perf_counter() - start
+        kills = finished = 0
+        for _ in range(4 * arguments.kills):
+            process = subprocess.Popen(
+                job(rough), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            try:
+                process.wait(moments.uniform(0.05, 1.1) * whole)
+                finished += 1
+                # Done before it could be killed: take a shard away, so that there is work again.
+                moments.choice(sorted(rough.glob("part-*.parquet"))).unlink()
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            if kills == arguments.kills:
+                break
+        last = subprocess.run(job(rough), stdout=subprocess.DEVNULL).returncode
+        same = shards(calm) == shards(rough)
+        report = {
+            "kills": kills,
+            "runs_that_finished_between": finished,
+            "shards": len(shards(calm)),
+            "exit_codes": [code, last],
+            "byte_for_byte": same,
+            "undisturbed_s": round(whole, 1),
+        }
+    print(json.dumps(report))
+    return 0 if same and kills == arguments.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Load on a server of our own, on loopback: rate and latency, overload, malformed requests.
+
+    python benchmarks/load.py rates --bundle DIR [--pictures 48] [--rounds 3]
+    python benchmarks/load.py overload --bundle DIR [--seconds 300]
+    python benchmarks/load.py malformed --bundle DIR [--count 1000]
+
+Every mode starts its own server process on 127.0.0.1, is bounded in count and time, and prints one
+line of JSON last. ``rates`` measures in turn, within each round, the bare engine (`predict` on the
+same number of rows), `explain` one by one (unpacked), `explain_many` (packed) and the server with
+1, 2, 4 and 8 clients: a machine's speed swings, so only figures of one round compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+import vitcx
+
+CLIENTS = (1, 2, 4, 8)
+MOST_SECONDS = 900
+
+
+def pictures(count: int) -> list[bytes]:
+    """JPEG files of coloured blobs, 320 x 240, each another."""
+    made = []
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        blobs = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        buffer = io.BytesIO()
+        blobs.resize((320, 240), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
+        made.append(buffer.getvalue())
+    return made
+
+
+@contextlib.contextmanager
+def serving(bundle: str, *more: str) -> Iterator[tuple[str, int]]:
+    """A server process: its address and process id."""
+    words = [sys.executable, "-m", "vitcx", "serve", "--bundle", bundle, "--port", "0", *more]
+    environment = {k: v for k, v in os.environ.items() if k != "VITCX_TOKEN"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait(90)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return float(np.percentile(values, share)) if values else float("nan")
+
+
+def timed(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def rates(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rows (forward passes) a second: bare, unpacked, packed, and through the server."""
+    files = pictures(arguments.pictures)
+    decoded = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    rows: dict[str, list[float]] = {}
+    latencies: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+    with vitcx.load(arguments.bundle, "onnxruntime") as explainer:
+        size = explainer.manifest.input_size
+        passes = sum(e.settings["forward_passes"] for e in explainer.explain_many(decoded))
+        bare = np.random.default_rng(0).standard_normal(
+            (explainer.session.batch_size, 3, *size), dtype=np.float32
+        )
+        calls = -(-passes // len(bare))
+
+        def note(name: str, seconds: float, count: int = passes) -> None:
+            rows.setdefault(name, []).append(count / seconds)
+            print(f"{name:16} {count / seconds:7.2f} rows/s", file=sys.stderr, flush=True)
+
+        def predict() -> None:
+            for _ in range(calls):
+                explainer.session.predict(bare)
+
+        with serving(arguments.bundle, "--engine", "onnxruntime") as (url, _):
+            for _ in range(arguments.rounds):
+                note("bare engine", timed(predict), calls * len(bare))
+                note("unpacked", timed(lambda: [explainer.explain(p) for p in decoded]))
+                note("bare engine", timed(predict), calls * len(bare))
+                note("explain_many", timed(lambda: list(explainer.explain_many(decoded))))
+                for clients in CLIENTS:
+                    note(
+                        f"server, {clients}",
+                        timed(lambda c=clients: through(url, files, c, latencies[c])),
+                    )
+    median = {name: round(statistics.median(values), 2) for name, values in rows.items()}
+    return {
+        "mode": "rates",
+        "pictures": len(files),
+        "forward_passes": passes,
+        "rows_per_second": median,
+        "explain_many_over_bare": round(median["explain_many"] / median["bare engine"], 3),
+        "server_8_over_explain_many": round(median["server, 8"] / median["explain_many"], 3),
+        "latency_s": {
+            clients: {f"p{s}": round(percentile(values, s), 3) for s in (50, 95, 99)}
+            for clients, values in latencies.items()
+        },
+    }
+
+
+def through(url: str, files: list[bytes], clients: int, latencies: list[float]) -> None:
+    def ask(file: bytes) -> None:
+        seconds = timed(lambda: send(client, file).raise_for_status())
+        latencies.append(seconds)
+
+    with (
+        httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+        list(pool.map(ask, files))
+
+
+def send(client: httpx.Client, file: bytes) -> httpx.Response:
+    return client.post("v1/explain", files={"image": ("p.jpg", file)})
+
+
+def resident_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def overload(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Four times the measured capacity for `seconds`, open loop: nobody waits for an answer."""
+    files = pictures(16)
+    seconds = min(arguments.seconds, MOST_SECONDS)
+    codes: Counter[str] = Counter()
+    told: list[float] = []
+    answered: list[float] = []
+    memory: list[float] = []
+    with serving(arguments.bundle, "--queue", str(arguments.queue)) as (url, pid):
+        warm: list[float] = []
+        capacity = len(files) / timed(lambda: through(url, files, 8, warm))
+        limits = httpx.Limits(max_connections=256)
+        rate = 4 * capacity
+        with httpx.Client(base_url=url, timeout=120, trust_env=False, limits=limits) as client:
+
+            def ask(i: int) -> None:
+                start = time.perf_counter()
+                try:
+                    code = str(send(client, files[i % len(files)]).status_code)
+                except httpx.HTTPError as error:
+                    code = type(error).__name__
+                codes[code] += 1
+                (answered if code == "200" else told).append(time.perf_counter() - start)
+
+            with ThreadPoolExecutor(200) as pool:
+                start = time.perf_counter()
+                sent = 0
+                while (now := time.perf_counter() - start) < seconds:
+                    while sent < now * rate:
+                        pool.submit(ask, sent)
+                        sent += 1
+                    if len(memory) < now / 5:
+                        memory.append(round(resident_mib(pid), 1))
+                    time.sleep(min(0.05, 1 / rate))
+            memory.append(round(resident_mib(pid), 1))
+    third = max(1, len(memory) // 3)
+    return {
+        "mode": "overload",
+        "seconds": seconds,
+        "capacity_per_s": round(capacity, 2),
+        "sent_per_s": round(rate, 2),
+        "sent": sent,
+        "answers": dict(codes),
+        "accepted_p50_p95_s": [round(percentile(answered, s), 3) for s in (50, 95)],
+        "refused_p50_p99_s": [round(percentile(told, s), 4) for s in (50, 99)],
+        "memory_mib_first_third": max(memory[:third]),
+        "memory_mib_last_third": max(memory[-third:]),
+    }
+
+
+def malformed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Requests that no client should send: none may end in a 500, a hang or a dead server."""
+    rng = random.Random(0)
+    good = pictures(1)[0]
+    codes: Counter[str] = Counter()
+    start = time.perf_counter()
+    with (
+        serving(arguments.bundle, "--deadline", "20") as (url, _),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        model = client.get("v1/classes").json()["model"]
+        paths = ["v1/explain", f"v2/models/{model}/infer", "v1/classes", "metrics", "page.js"]
+        kinds = [
+            "application/json",
+            "multipart/form-data; boundary=b",
+            "multipart/form-data",
+            "image/jpeg",
+            "text/plain",
+            "",
+        ]
+        for _ in range(arguments.count):
+            if time.perf_counter() - start > MOST_SECONDS:
+                break
+            request = {
+                "method": rng.choice(["POST"] * 6 + ["GET", "PUT", "DELETE", "OPTIONS"]),
+                "url": rng.choice(paths[:2] * 4 + paths),
+                "content": damaged(rng, good),
+                "headers": {
+                    "Content-Type": rng.choice(kinds),
+                    "Accept": rng.choice(["*/*", "application/json", "image/png", ";q=x", ""]),
+                },
+            }
+            if rng.random() < 0.1:
+                request["headers"]["Inference-Header-Content-Length"] = rng.choice(
+                    ["-1", "x", "5", "99999999999999999999"]
+                )
+            try:
+                code = str(client.request(**request).status_code)
+            except httpx.TimeoutException:
+                code = "hang"
+            except httpx.HTTPError as error:
+                code = type(error).__name__
+            codes[code] += 1
+        alive = client.get("readyz").status_code == 200
+    return {
+        "mode": "malformed",
+        "answers": dict(sorted(codes.items())),
+        "server_errors": codes["500"] + codes["hang"],
+        "alive_after": alive,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def damaged(rng: random.Random, good: bytes) -> bytes:
+    """A body that is wrong in one of many ways."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(300))
+    if kind == 1:  # a picture cut short or with flipped bytes
+        data = bytearray(good[: rng.randrange(1, len(good))])
+        for _ in range(rng.randrange(20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        return bytes(data)
+    if kind == 2:
+        values = [None, 1, -1, 1e308, "x", "top999999999", [], {}, [[1]], True, "\ud800" * 3]
+        names = ["image", "targets", "settings", "include", "masks", "strength", "inputs", "id"]
+        return json.dumps({rng.choice(names): rng.choice(values) for _ in range(4)}).encode()
+    if kind == 3:
+        depth = rng.randrange(1, 20000)
+        return b"[" * depth + b"]" * rng.randrange(depth + 1)
+    if kind == 4:
+        shape = [rng.choice([-1, 0, 1, 3, 224, 2**40, "x"]) for _ in range(rng.randrange(5))]
+        dtype = rng.choice(["FP32", "INT64", "BYTES", 7])
+        tensor = {"name": rng.choice(["images", "targets", 3]), "shape": shape, "datatype": dtype}
+        tensor["data"] = rng.choice([[], [1], "x", None, [None]])
+        tensor["parameters"] = rng.choice([{}, {"binary_data_size": 3}, 5])
+        return json.dumps({"inputs": [tensor]}).encode()
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    return part[: rng.randrange(len(part) + 1)] + rng.randbytes(20) + b"\r\n--b" + b"--" * kind
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    modes = parser.add_subparsers(dest="mode", required=True)
+    for name, work in (("rates", rates), ("overload", overload), ("malformed", malformed)):
+        mode = modes.add_parser(name)
+        mode.set_defaults(work=work)
+        mode.add_argument("--bundle", default="demo")
+        mode.add_argument("--pictures", type=int, default=48)
+        mode.add_argument("--rounds", type=int, default=3)
+        mode.add_argument("--seconds", type=float, default=300)
+        mode.add_argument("--queue", type=int, default=16)
+        mode.add_argument("--count", type=int, default=1000)
+    arguments = parser.parse_args()
+    watchdog = threading.Timer(MOST_SECONDS + 300, lambda: os._exit(3))
+    watchdog.daemon = True
+    watchdog.start()
+    print(json.dumps(arguments.work(arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+// Kernels and launchers of masks.cuh. One block of one warp per channel or cluster where extremes are
+// wanted (their work is small and there are hundreds of channels), one thread per element elsewhere.
+#include "masks.cuh"
+
+namespace vitcx {
+
+__device__ __forceinline__ extremes warp_extremes(extremes e) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    e = merge(e, extremes{__shfl_xor_sync(0xffffffffu, e.low, offset),
+                          __shfl_xor_sync(0xffffffffu, e.high, offset)});
+  }
+  return e;
+}
+
+}  // namespace vitcx
+
+extern "C" __global__ void __launch_bounds__(32)
+    vitcx_normalise(const float* __restrict__ embedding, float* __restrict__ masks,
+                    int32_t* __restrict__ kept, int grid_height, int grid_width, int height,
+                    int width) {
+  const int cells = grid_height * grid_width;
+  const float* channel = embedding + static_cast<int64_t>(blockIdx.x) * cells;
+  float* mask = masks + static_cast<int64_t>(blockIdx.x) * cells;
+  const vitcx::grid_shape shape{grid_height, grid_width, height, width};
+  const vitcx::extremes found = vitcx::warp_extremes(
+      vitcx::surface_extremes(channel, shape, static_cast<int>(threadIdx.x), 32));
+  const bool keeps = vitcx::varies(found);
+  for (int i = static_cast<int>(threadIdx.x); i < cells; i += 32) {
+    mask[i] = keeps ? vitcx::normalised(channel[i], found) : 0.0f;
+  }
+  if (kept != nullptr && threadIdx.x == 0) kept[blockIdx.x] = keeps ? 1 : 0;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    vitcx_gram_apply(const float* __restrict__ masks, const float* __restrict__ gram_rows,
+                     const float* __restrict__ gram_columns, float* __restrict__ out, int count,
+                     int grid_height, int grid_width) {
+  const int cells = grid_height * grid_width;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= static_cast<int64_t>(count) * cells) return;
+  const int64_t channel = i / cells;
+  const int cell = static_cast<int>(i - channel * cells);
+  out[i] = vitcx::gram_element(masks + channel * cells, gram_rows, gram_columns, grid_height,
+                               grid_width, cell / grid_width, cell % grid_width);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    vitcx_cosine_distance(const float* __restrict__ products, float* __restrict__ condensed,
+                          int count) {
+  const int row = static_cast<int>(blockIdx.y);
+  const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (column <= row || column >= count) return;
+  const int64_t line = static_cast<int64_t>(row) * count;
+  condensed[vitcx::condensed_index(row, column, count)] = vitcx::cosine_distance(
+      products[line + column], products[line + row],
+      products[static_cast<int64_t>(column) * count + column]);
+}
+
+extern "C" __global__ void __launch_bounds__(32)
+    vitcx_cluster_masks(const float* __restrict__ masks, const int32_t* __restrict__ members,
+                        const int32_t* __restrict__ offsets, float* out, int grid_height,
+                        int grid_width, int height, int width, int mode) {
+  const int cells = grid_height * grid_width;
+  const int begin = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
+  float* mask = out + static_cast<int64_t>(blockIdx.x) * cells;
+  for (int i = static_cast<int>(threadIdx.x); i < cells; i += 32) {
+    mask[i] = vitcx::cluster_mean(masks, members, begin, end, cells, i);
+  }
+  if (mode != VITCX_CLUSTER_RENORMALISED) return;
+  __syncwarp();  // the extremes read what other lanes wrote
+  const vitcx::grid_shape shape{grid_height, grid_width, height, width};
+  const vitcx::extremes found = vitcx::warp_extremes(
+      vitcx::surface_extremes(mask, shape, static_cast<int>(threadIdx.x), 32));
+  if (!vitcx::varies(found)) return;
+  __syncwarp();  // all have read before any overwrites
+  for (int i = static_cast<int>(threadIdx.x); i < cells; i += 32) {
+    mask[i] = vitcx::normalised(mask[i], found);
+  }
+}
+
+#ifndef __CUDACC_RTC__
+
+#include "launch.cuh"
+
+int vitcx_normalise_launch(const float* embedding, float* masks, int32_t* kept, int32_t count,
+                           int32_t grid_height, int32_t grid_width, int32_t height, int32_t width,
+                           void* stream) {
+  if (embedding == nullptr || masks == nullptr || count < 0 ||
+      !vitcx::is_grid(grid_height, grid_width, height, width)) {
+    return VITCX_INVALID_ARGUMENT;
+  }
+  if (count == 0) return VITCX_SUCCESS;
+  vitcx_normalise<<<static_cast<unsigned>(count), 32, 0, static_cast<cudaStream_t>(stream)>>>(
+      embedding, masks, kept, grid_height, grid_width, height, width);
+  return static_cast<int>(cudaGetLastError());
+}
+
+int vitcx_gram_apply_launch(const float* masks, const float* gram_rows, const float* gram_columns,
+                            float* out, int32_t count, int32_t grid_height, int32_t grid_width,
+                            void* stream) {
+  if (masks == nullptr || gram_rows == nullptr || gram_columns == nullptr || out == nullptr ||
+      count < 0 || grid_height <= 0 || grid_width <= 0) {
+    return VITCX_INVALID_ARGUMENT;
+  }
+  if (count == 0) return VITCX_SUCCESS;
+  const unsigned blocks = vitcx::blocks_for(int64_t{count} * grid_height * grid_width, 256);
+  vitcx_gram_apply<<<blocks, 256, 0, static_cast<cudaStream_t>(stream)>>>(
+      masks, gram_rows, gram_columns, out, count, grid_height, grid_width);
+  return static_cast<int>(cudaGetLastError());
+}
+
+int vitcx_cosine_distance_launch(const float* products, float* condensed, int32_t count,
+                                 void* stream) {
+  if (products == nullptr || condensed == nullptr || count < 0 || count > vitcx::kMostJobs) {
+    return VITCX_INVALID_ARGUMENT;
+  }
+  if (count < 2) return VITCX_SUCCESS;
+  const dim3 grid(vitcx::blocks_for(count, 256), static_cast<unsigned>(count - 1));
+  vitcx_cosine_distance<<<grid, 256, 0, static_cast<cudaStream_t>(stream)>>>(products, condensed,
+                                                                             count);
+  return static_cast<int>(cudaGetLastError());
+}
+
+int vitcx_cluster_masks_launch(const float* masks, const int32_t* members, const int32_t* offsets,
+                               float* out, int32_t clusters, int32_t grid_height,
+                               int32_t grid_width, int32_t height, int32_t width, int32_t mode,
+                               void* stream) {
+  if (masks == nullptr || members == nullptr || offsets == nullptr || out == nullptr ||
+      clusters < 0 || !vitcx::is_grid(grid_height, grid_width, height, width) ||
+      (mode != VITCX_CLUSTER_MEAN && mode != VITCX_CLUSTER_RENORMALISED)) {
+    return VITCX_INVALID_ARGUMENT;
+  }
+  if (clusters == 0) return VITCX_SUCCESS;
+  vitcx_cluster_masks<<<static_cast<unsigned>(clusters), 32, 0, static_cast<cudaStream_t>(stream)>>>(
+      masks, members, offsets, out, grid_height, grid_width, height, width, mode);
+  return static_cast<int>(cudaGetLastError());
+}
+
+#endif  // __CUDACC_RTC__

@@ -1,0 +1,127 @@
+/* The C interface of vitcx's kernels: raw pointers in, a status out, no framework headers.
+ *
+ * A C or C++ program compiles blend.cu, masks.cu and aggregate.cu with nvcc, includes this header and
+ * links with the CUDA run-time library; it needs no Python. Every launcher
+ *
+ *   - works on the current device and queues its work on `stream` (a cudaStream_t, or NULL for the
+ *     default stream); it returns before the work is done and never synchronises;
+ *   - keeps nothing: every buffer belongs to the caller, must be in device memory, and must stay
+ *     alive until the stream has passed the call;
+ *   - may be recorded into a CUDA graph (the pointers are then part of the graph);
+ *   - may be called from several threads at once;
+ *   - returns 0, or VITCX_INVALID_ARGUMENT before anything was queued, or a cudaError_t.
+ *     `vitcx_status_string` names either.
+ *
+ * Arrays are dense, C order. float32 unless it is said otherwise.
+ */
+#ifndef VITCX_KERNELS_H
+#define VITCX_KERNELS_H
+
+#ifdef __CUDACC_RTC__ /* NVRTC has no system headers */
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#else
+#include <stdint.h>
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { VITCX_SUCCESS = 0, VITCX_INVALID_ARGUMENT = -1 };
+
+/* The element type of a batch. */
+enum { VITCX_FLOAT32 = 0, VITCX_FLOAT16 = 1, VITCX_BFLOAT16 = 2 };
+
+/* The four rows that one job can fill, with M = U m and e = scale (1 - M) Z. */
+enum {
+  VITCX_MASKED = 0,       /* X M + e */
+  VITCX_NOISY = 1,        /* X + e */
+  VITCX_MASKED_MINUS = 2, /* X M - e */
+  VITCX_NOISY_MINUS = 3,  /* X - e */
+  VITCX_ROW_KINDS = 4
+};
+
+/* A row kind that a job leaves out. */
+enum { VITCX_SKIP = -1 };
+
+/* One mask of one image with one draw of noise. 40 bytes, no padding. */
+typedef struct vitcx_blend_job {
+  int32_t image;                 /* index into images */
+  int32_t mask;                  /* index into masks */
+  uint32_t noise;                /* k of Z_k: the mask's index within its own explanation */
+  float scale;                   /* sigma; 0 draws no noise */
+  uint64_t seed;                 /* of the noise */
+  int32_t rows[VITCX_ROW_KINDS]; /* the batch row for each kind, or VITCX_SKIP */
+} vitcx_blend_job;
+
+typedef struct vitcx_blend_params {
+  const float *images;         /* (N, channels, height, width), normalised as the model wants them */
+  const float *masks;          /* (K, grid_height, grid_width), upsampled values in [0, 1] */
+  const vitcx_blend_job *jobs; /* (job_count); no two name the same row */
+  void *out;                   /* (B, channels, height, width) of `dtype`; unnamed rows are left */
+  int32_t job_count;
+  int32_t channels, height, width;
+  int32_t grid_height, grid_width;
+  int32_t dtype; /* VITCX_FLOAT32, ... */
+} vitcx_blend_params;
+
+/* What a cluster's mask is: the mean of its members, or that stretched to [0, 1] again (a constant
+ * mean is left). */
+enum { VITCX_CLUSTER_MEAN = 0, VITCX_CLUSTER_RENORMALISED = 1 };
+
+#ifndef __CUDACC_RTC__ /* NVRTC compiles the kernels alone */
+
+/* The masked and noised rows of a batch: one pass over each job's noise, nothing between. */
+int vitcx_blend_launch(const vitcx_blend_params *params, void *stream);
+
+/* Embedding (count, h, w) -> masks (count, h, w): (e - a) / (b - a), a and b being the extremes of
+ * the channel upsampled to (height, width). A channel that is constant (its range is rounding:
+ * b - a <= 1e-6 of its magnitude) becomes 0 everywhere. kept (count), or NULL: 0 for those, 1 for
+ * the others. */
+int vitcx_normalise_launch(const float *embedding, float *masks, int32_t *kept, int32_t count,
+                           int32_t grid_height, int32_t grid_width, int32_t height, int32_t width,
+                           void *stream);
+
+/* masks (count, h, w) -> out (count, h, w) = G_y m G_x, with G = U^T U per axis, both given. Then
+ * <U m_i, U m_j> is the plain dot product of m_i and out_j. */
+int vitcx_gram_apply_launch(const float *masks, const float *gram_rows, const float *gram_columns,
+                            float *out, int32_t count, int32_t grid_height, int32_t grid_width,
+                            void *stream);
+
+/* Dot products (count, count) -> 1 - cosine, condensed: count (count - 1) / 2 values, the upper
+ * triangle by rows, clamped at 0 below. Where one of the two masks is 0 everywhere: 1. */
+int vitcx_cosine_distance_launch(const float *products, float *condensed, int32_t count,
+                                 void *stream);
+
+/* Cluster masks (clusters, h, w). The members of cluster c are
+ * members[offsets[c]] ... members[offsets[c + 1] - 1], indices into masks. */
+int vitcx_cluster_masks_launch(const float *masks, const int32_t *members, const int32_t *offsets,
+                               float *out, int32_t clusters, int32_t grid_height,
+                               int32_t grid_width, int32_t height, int32_t width, int32_t mode,
+                               void *stream);
+
+/* impacts (targets, count), masks (count, cells) -> low (targets + 1, cells): the means over the
+ * masks of s_k m_k for each target and, last, of m_k. */
+int vitcx_weighted_masks_launch(const float *impacts, const float *masks, float *low,
+                                int32_t targets, int32_t count, int32_t cells, void *stream);
+
+/* low as above -> coverage (height, width) = U low_last within [0, 1], unless it is NULL, and
+ * saliency (targets, height, width) = U low_t / coverage, 0 where the coverage is (1e-6 or less);
+ * with correct_coverage = 0, U low_t. */
+int vitcx_saliency_launch(const float *low, float *saliency, float *coverage, int32_t targets,
+                          int32_t grid_height, int32_t grid_width, int32_t height, int32_t width,
+                          int32_t correct_coverage, void *stream);
+
+/* A status in words; never NULL, never to be freed. */
+const char *vitcx_status_string(int status);
+
+#endif /* __CUDACC_RTC__ */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* VITCX_KERNELS_H */

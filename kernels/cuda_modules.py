@@ -1,0 +1,24 @@
+"""NVIDIA's Python packages, imported on first use: no module of ours needs them to be imported."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from vitcx.kernels.errors import DeviceError
+
+
+def cuda_module(name: str = "cuda.core") -> ModuleType:
+    """One of the packages that `vitcx[gpu]` installs.
+
+    Raises
+    ------
+    DeviceError
+        It is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DeviceError(
+            f"The GPU path needs the module '{name}' ({error}): run  pip install 'vitcx[gpu]'"
+        ) from error

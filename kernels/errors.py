@@ -1,0 +1,14 @@
+"""Errors of the device layer."""
+
+from __future__ import annotations
+
+
+class DeviceError(RuntimeError):
+    """A GPU, driver or library that is needed and missing, or a device call that failed.
+
+    The message is one line: what is missing, and what to do.
+    """
+
+
+class DeviceArrayError(ValueError):
+    """An array that the device layer cannot take as it is, with no copy."""

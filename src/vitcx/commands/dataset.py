@@ -1,0 +1,154 @@
+"""`vitcx dataset`: a data set into Parquet shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vitcx.commands.explain import parse_targets
+from vitcx.dataset.job import Job, Output
+from vitcx.dataset.ray_job import job_arguments, run_on_ray
+from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
+from vitcx.dataset.sources import list_items
+from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.estimators import ESTIMATOR_NAMES
+from vitcx.runtime.explainer import CLUSTER_MASKS, load
+
+
+@click.command("dataset")
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--resume", is_flag=True, help="Go on with the job that was begun in --out.")
+@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="top1 (default), top5, a class index or name; a list's own targets go first.",
+)
+@click.option("--resolution", default="patch", show_default=True, type=click.Choice(RESOLUTIONS))
+@click.option("--dtype", default="float16", show_default=True, type=click.Choice(DTYPES))
+@click.option("--shard-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--overlays", is_flag=True, help="Also write an overlay PNG for each picture.")
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
+@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
+@click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
+@click.option("--distance-threshold", type=float, help="δ.  [default: the bundle's]")
+@click.option("--noise-std", type=float, default=0.1, show_default=True, help="σ of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--estimator", default="paper", show_default=True, type=click.Choice(ESTIMATOR_NAMES))
+@click.option(
+    "--cluster-masks", default="renormalised", show_default=True, type=click.Choice(CLUSTER_MASKS)
+)
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Run on Ray: the cluster at hand, or a local one."
+)
+@click.option("--ray-workers", default="1:1", show_default=True, help="Least:most actors.")
+@click.option("--ray-gpus", default=0.0, show_default=True, help="GPUs of each actor.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def command(
+    source: str,
+    out: Path,
+    resume: bool,
+    bundle: str,
+    targets: tuple[str, ...],
+    resolution: str,
+    dtype: str,
+    shard_size: int,
+    overlays: bool,
+    engine: str,
+    threads: int | None,
+    batch_size: int | None,
+    on_ray: bool,
+    ray_workers: str,
+    ray_gpus: float,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Explain every picture of SOURCE into Parquet shards in --out.
+
+    SOURCE is a folder, a quoted pattern, a .csv or .parquet list (columns path, target, x0, y0, x1,
+    y1), or WebDataset .tar shards. A picture that cannot be read is a row with an error. Exits with
+    0 if every picture was explained, 2 if some were not.
+    """
+    import_pyarrow()
+    items = list_items(source)
+    output = Output(resolution, dtype, shard_size, overlays)
+    wanted = parse_targets(targets)
+    start = time.monotonic()
+    with load(bundle, engine, threads, batch_size) as explainer:
+        job = Job(explainer, items, out, output, targets=wanted, resume=resume, **settings)
+        with _progress() as progress:
+            bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")
+
+            def advance(pictures: int, new: bool) -> None:
+                fresh = progress.tasks[0].fields["fresh"] + (pictures if new else 0)
+                rate = f"{fresh / max(time.monotonic() - start, 1e-9):.1f}/s" if fresh else ""
+                progress.update(bar, advance=pictures, fresh=fresh, rate=rate)
+
+            if on_ray:
+                summary = run_on_ray(
+                    job,
+                    {
+                        "bundle": bundle if bundle == "demo" else str(Path(bundle).resolve()),
+                        "engine": explainer.session.engine,
+                        "threads": threads,
+                        "batch_size": batch_size,
+                    },
+                    job_arguments(items, out, output, wanted, settings),
+                    workers=_workers(ray_workers),
+                    gpus_per_worker=ray_gpus,
+                    progress=advance,
+                )
+            else:
+                summary = job.run(advance)
+    seconds = time.monotonic() - start
+    if as_json:
+        click.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3), "out": str(out)}))
+    else:
+        fresh = summary.pictures - summary.already_done
+        click.echo(
+            f"{out}: {summary.explained} of {summary.pictures} pictures explained, "
+            f"{summary.failed} failed, {summary.already_done} were there already; "
+            f"{summary.shards} shards, {seconds:.1f} s, {fresh / max(seconds, 1e-9):.2f} pictures/s"
+        )
+    return 2 if summary.failed else 0
+
+
+def _workers(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        limits = int(least), int(most or least)
+    except ValueError:
+        limits = 0, 0
+    if not 1 <= limits[0] <= limits[1]:
+        raise click.UsageError(f"--ray-workers is {text!r}: give LEAST:MOST, such as 1:8")
+    return limits
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,164 @@
+"""`vitcx evaluate`: how faithful explanations are, on your pictures and your model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitcx.evaluation.boxes import read_annotations
+from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
+from vitcx.evaluation.records import Records
+from vitcx.evaluation.report import draw_curves, draw_table, notes
+from vitcx.evaluation.study import engine_method, run_study, summarise
+from vitcx.evaluation.subjects import Subject, find_pictures, picture_subjects, scene_subjects
+from vitcx.runtime.digests import replacing
+from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.explainer import load
+
+
+@click.command("evaluate")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@click.option(
+    "--method",
+    "variants",
+    multiple=True,
+    default=("vit-cx", "random-order"),
+    show_default=True,
+    help="vit-cx, score-cam, rise, occlusion, random-cx or random-order, with settings if any: "
+    "vit-cx:estimator=fast,distance_threshold=0.07. May be given several times.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="CSV: file, class_index and/or x0, y0, x1, y1 (a line for each box).",
+)
+@click.option(
+    "--explain-label", is_flag=True, help="Explain the annotated class, not the likeliest."
+)
+@click.option("--squash", is_flag=True, help="Resize without cropping, so that no box is cut.")
+@click.option("--steps", default=DEFAULT_STEPS, show_default=True, help="Steps of each curve.")
+@click.option("--canvas", default="zero", show_default=True, type=click.Choice(CANVASES))
+@click.option("--limit", type=click.IntRange(min=1), help="Take the first N pictures.")
+@click.option(
+    "--scenes", default=20, show_default=True, help="Drawn scenes, where no IMAGES are given."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for figures, curves and resuming."
+)
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
+@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
+@click.option("--batch-size", type=int, help="Rows of a batch.  [default: the engine's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def command(
+    images: tuple[Path, ...],
+    bundle: str,
+    variants: tuple[str, ...],
+    annotations: Path | None,
+    explain_label: bool,
+    squash: bool,
+    steps: int,
+    canvas: str,
+    limit: int | None,
+    scenes: int,
+    out: Path | None,
+    engine: str,
+    threads: int | None,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how faithful explanations are.
+
+    IMAGES are files or folders; without any, drawn scenes are taken, of which the bundle 'demo'
+    knows the truth. Deletion and insertion curves; with boxes, pointing and localisation too. With
+    --out, a run that was stopped goes on where it was.
+    """
+    check_settings(steps, canvas)
+    if explain_label and annotations is None:
+        raise InputError("--explain-label needs --annotations, the CSV with the classes")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out '{out}' is a file: give a folder")
+    known = read_annotations(annotations) if annotations else {}
+    pictures = find_pictures(images)[:limit]
+    with load(bundle, engine, threads, batch_size) as explainer:
+        manifest = explainer.manifest
+
+        def subjects() -> list[Subject]:
+            if not pictures:
+                return list(scene_subjects(manifest, limit or scenes))
+            return list(
+                picture_subjects(
+                    pictures, manifest, known, explain_label=explain_label, squash=squash
+                )
+            )
+
+        context = {
+            "model_sha256": manifest.files["model.onnx"],
+            "steps": steps,
+            "canvas": canvas,
+            "squash": squash,
+            "explain_label": explain_label,
+        }
+        records = Records(out / "records.jsonl" if out else None, context)
+        methods = {variant: engine_method(explainer, variant) for variant in variants}
+        chosen = subjects()
+        if not chosen:
+            raise InputError("no picture is left: --explain-label leaves out those not annotated")
+        with _progress() as progress:
+            bars = {name: progress.add_task(name, total=len(chosen)) for name in methods}
+            run_study(
+                explainer.session,
+                methods,
+                lambda: chosen,
+                records,
+                steps=steps,
+                canvas=canvas,
+                advance=lambda name: progress.advance(bars[name]),
+            )
+        provenance = {
+            "model": manifest.model_name,
+            "precision": manifest.precision,
+            "engine": explainer.session.engine,
+        }
+    names = {subject.name for subject in chosen}
+    summary = summarise(
+        record for record in records if record["method"] in methods and record["image"] in names
+    )
+    report: dict[str, Any] = {"settings": context, "provenance": provenance, "methods": summary}
+    if out is not None:
+        _write(out, report)
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(draw_table(summary))
+    for note in notes(summary):
+        console.print(note, style="dim", highlight=False)
+
+
+def _write(out: Path, report: dict[str, Any]) -> None:
+    with replacing(out / "summary.json") as path:
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is not None:
+        draw_curves(report["methods"], out / "curves.png")
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

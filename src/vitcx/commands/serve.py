@@ -1,0 +1,107 @@
+"""`vitcx serve`: explanations over HTTP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.explainer import load
+
+
+@click.command("serve")
+@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
+@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
+@click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
+@click.option(
+    "--queue", default=64, show_default=True, type=click.IntRange(1), help="Over it: 429."
+)
+@click.option(
+    "--deadline",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.001),
+    help="Seconds for a request.",
+)
+@click.option("--body-limit", default=32, show_default=True, type=click.IntRange(1), help="MiB.")
+@click.option(
+    "--pixel-limit", default=40_000_000, show_default=True, type=click.IntRange(1), help="Pixels."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with a bearer token that clients must send.  [default: $VITCX_TOKEN, or none]",
+)
+def command(
+    bundle: str,
+    host: str,
+    port: int,
+    engine: str,
+    threads: int | None,
+    batch_size: int | None,
+    queue: int,
+    deadline: float,
+    body_limit: int,
+    pixel_limit: int,
+    token_file: Path | None,
+) -> int:
+    """Serve explanations over HTTP, with a page at / to try them.
+
+    Ctrl-C or SIGTERM stops taking requests, answers those it has, and ends.
+    """
+    uvicorn = _import_uvicorn()
+    from vitcx.serving.app import make_app
+    from vitcx.serving.desk import Limits
+
+    token = token_file.read_text().strip() if token_file else os.environ.get("VITCX_TOKEN")
+    if token_file and not token:
+        raise click.UsageError(f"the token file '{token_file}' is empty")
+    limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
+    with load(bundle, engine, threads, batch_size) as explainer:
+        # One pass before the first client, so that it does not pay for what is done once.
+        explainer.session.predict(np.zeros((1, 3, *explainer.manifest.input_size), np.float32))
+        app = make_app(explainer, limits, token)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=int(deadline) + 1,
+            # Connections beyond the queue are accepted only to be told so.
+            backlog=512,
+        )
+        server = _announcing(uvicorn)(config)
+        server.run()
+    return 0
+
+
+def _announcing(uvicorn: Any) -> Any:
+    """A server that says where it listens, once it does."""
+
+    class Announcing(uvicorn.Server):  # type: ignore[misc]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets=sockets)
+            for server in self.servers:
+                host, port = server.sockets[0].getsockname()[:2]
+                click.echo(f"vitcx serves at http://{host}:{port}/  (Ctrl-C stops it)")
+
+    return Announcing
+
+
+def _import_uvicorn() -> Any:
+    for module in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+        try:
+            __import__(module)
+        except ImportError:
+            raise MissingExtraError("'vitcx serve'", module, "serve") from None
+    import uvicorn
+
+    return uvicorn

@@ -1,0 +1,1 @@
+"""Jobs over data sets: what goes in (`sources`), what comes out (`shards`), resuming (`job`)."""

@@ -1,0 +1,212 @@
+"""A job over a data set that can be stopped at any moment and continued.
+
+The list of pictures is cut into shards by position alone. A shard is explained from its first
+picture to its last by one pipeline, and appears on disk when it is whole; nothing else records
+progress. So a job that was killed repeats at most one shard, and repeats it bit for bit: what
+shares a batch with what depends on the shard alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitcx.dataset.shards import errors_in, pictures_in, rows_of, write_shard
+from vitcx.dataset.sources import Item, digest_of
+from vitcx.runtime.digests import replacing
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.explanation import Explanation
+
+# Readers of Parquet folders pass over names that begin with an underscore.
+JOB_NAME, OVERLAYS_NAME = "_job.json", "_overlays"
+JOB_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is kept of an explanation.
+
+    Attributes
+    ----------
+    resolution : of the saliency, ``patch`` (mean over each patch) or ``full`` (the model's input).
+    dtype : of the saliency, ``float16`` or ``float32``.
+    shard_size : pictures in a shard.
+    overlays : also write ``_overlays/INDEX_NAME.png``.
+    """
+
+    resolution: str = "patch"
+    dtype: str = "float16"
+    shard_size: int = 256
+    overlays: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a job ended: pictures by fate, and seconds are the caller's to measure."""
+
+    pictures: int
+    explained: int
+    failed: int
+    already_done: int
+    shards: int
+
+
+class Job:
+    """A data set, its settings and its output folder.
+
+    Parameters
+    ----------
+    explainer : who explains.
+    items : the list, in order.
+    out : the folder.
+    output : what is written.
+    targets, settings : as for `Explainer.explain`; an item's own target goes first.
+    resume : go on in a folder where the same job was begun.
+    attach : take part in a job that another process has begun, and leave the folder as it is.
+
+    Raises
+    ------
+    InputError
+        If the folder holds another job, or this one and `resume` is not given.
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        items: list[Item],
+        out: Path,
+        output: Output,
+        *,
+        targets: Any = None,
+        resume: bool = False,
+        attach: bool = False,
+        **settings: Any,
+    ) -> None:
+        self._explainer, self._items, self._out = explainer, items, out
+        self._output, self._targets, self._settings = output, targets, settings
+        if not attach:
+            self._begin(resume)
+
+    @property
+    def shard_count(self) -> int:
+        return -(-len(self._items) // self._output.shard_size)
+
+    def shard_path(self, shard: int) -> Path:
+        return self._out / f"part-{shard:05d}.parquet"
+
+    def items_of(self, shard: int) -> list[tuple[int, Item]]:
+        """The pictures of a shard with their positions in the whole list."""
+        first = shard * self._output.shard_size
+        part = self._items[first : first + self._output.shard_size]
+        return list(enumerate(part, start=first))
+
+    def is_done(self, shard: int) -> bool:
+        """Whether the shard is on disk and whole."""
+        return pictures_in(self.shard_path(shard)) == len(self.items_of(shard))
+
+    def run(self, progress: Callable[[int, bool], None] = lambda pictures, new: None) -> Summary:
+        """Write the shards that are not there yet.
+
+        Parameters
+        ----------
+        progress : told how many more pictures are done, and whether they were explained just now.
+        """
+        failed = already = 0
+        for shard in range(self.shard_count):
+            pictures = len(self.items_of(shard))
+            if self.is_done(shard):
+                already += pictures
+                progress(pictures, False)
+            else:
+                self.run_shard(shard, lambda: progress(1, True))
+            failed += errors_in(self.shard_path(shard))
+        total = len(self._items)
+        return Summary(total, total - failed, failed, already, self.shard_count)
+
+    def run_shard(self, shard: int, progress: Callable[[], None] = lambda: None) -> None:
+        """Explain the pictures of one shard and write it."""
+        numbered = self.items_of(shard)
+        requests = (
+            self._explainer.request(
+                item.picture(),
+                self._targets if item.target is None else item.target,
+                **self._settings,
+            )
+            for _, item in numbered
+        )
+        rows: list[dict[str, Any]] = []
+        results = self._explainer.explain_requests(requests)
+        for (index, item), result in zip(numbered, results, strict=True):
+            if self._output.overlays and isinstance(result, Explanation):
+                self._write_overlays(index, item, result)
+            rows += rows_of(index, item, result, self._output.resolution, self._output.dtype)
+            progress()
+        write_shard(self.shard_path(shard), rows, self._output.dtype)
+
+    def _write_overlays(self, index: int, item: Item, result: Explanation) -> None:
+        name = f"{index:08d}_{Path(item.path).stem}"
+        for i, target in enumerate(result.targets):
+            end = "" if i == 0 else f".{target}"
+            with replacing(self._out / OVERLAYS_NAME / f"{name}{end}.png") as path:
+                result.overlay(i, caption=True).save(path)
+
+    def _begin(self, resume: bool) -> None:
+        """Check the folder against the job, or make it; clear what a killed job left half done."""
+        description = self._describe()
+        path = self._out / JOB_NAME
+        if self._out.exists() and not self._out.is_dir():
+            raise InputError(f"'{self._out}' is a file: give a folder")
+        if path.exists():
+            found = _read_description(path)
+            if not resume:
+                raise InputError(
+                    f"'{self._out}' holds a job already: go on with --resume, or give another --out"
+                )
+            changed = sorted(k for k in description if description[k] != found.get(k))
+            if changed or found.keys() - description.keys():
+                raise InputError(
+                    f"the job in '{self._out}' was begun with another {', '.join(changed)}: resume "
+                    "with what it was begun with, or give another --out"
+                )
+        elif any(self._out.glob("part-*.parquet")):
+            raise InputError(f"'{self._out}' holds shards but no {JOB_NAME}: give another --out")
+        for left in [
+            *self._out.glob(".part-*.parquet"),
+            *self._out.glob(f"{OVERLAYS_NAME}/.*.png"),
+        ]:
+            left.unlink(missing_ok=True)
+        if not path.exists():
+            with replacing(path) as temporary:
+                text = json.dumps(description, indent=2, ensure_ascii=False)
+                temporary.write_text(text + "\n", encoding="utf-8")
+
+    def _describe(self) -> dict[str, Any]:
+        """All that the shards' contents depend on."""
+        explainer = self._explainer
+        template = explainer.request(None, None, **self._settings)
+        return {
+            "schema": JOB_SCHEMA,
+            "pictures": len(self._items),
+            "source_sha256": digest_of(self._items),
+            "targets": self._targets,
+            "settings": asdict(template.settings),
+            "output": asdict(self._output),
+            "model": explainer.manifest.model_name,
+            "model_sha256": explainer.manifest.files["model.onnx"],
+            "engine": explainer.session.engine,
+            "batch_size": explainer.session.batch_size,
+        }
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}): give another --out") from None
+    if not isinstance(found, dict):
+        raise InputError(f"'{path}' is not the description of a job: give another --out")
+    return found

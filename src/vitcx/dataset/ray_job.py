@@ -1,0 +1,111 @@
+"""The same job on Ray Data: each shard is a row of work for a pool of actors.
+
+Ray places the actors, scales the pool, and gives a dead worker's shards to another. A shard is
+written as in a local job (whole or not at all, from its pictures alone), so a shard that is made
+twice is the same, and a job begun on Ray can be resumed without it, and the other way round. The
+output folder and the source must be visible to every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitcx.dataset.job import Job, Output, Summary
+from vitcx.dataset.shards import errors_in
+from vitcx.dataset.sources import Item
+from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.explainer import load
+
+# A shard whose worker dies is tried again this often before the job fails.
+RETRIES = 5
+
+
+class _ShardWriter:
+    """An actor: an explainer that stays, and writes the shards it is given."""
+
+    def __init__(self, load_with: dict[str, Any], job_with: dict[str, Any]) -> None:
+        self._job = Job(load(**load_with), **job_with, attach=True)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for shard in batch["id"]:
+            # It may be there: a worker can die between writing and reporting.
+            if not self._job.is_done(int(shard)):
+                self._job.run_shard(int(shard))
+        return {"shard": batch["id"]}
+
+
+def run_on_ray(
+    job: Job,
+    load_with: dict[str, Any],
+    job_with: dict[str, Any],
+    *,
+    workers: tuple[int, int],
+    gpus_per_worker: float = 0,
+    progress: Callable[[int, bool], None] = lambda pictures, new: None,
+) -> Summary:
+    """Write the shards that are not there yet, on the Ray cluster at hand or a local one.
+
+    Parameters
+    ----------
+    job : checked and begun here; actors attach to its folder.
+    load_with : for `vitcx.load`, in each actor.
+    job_with : ``items``, ``out``, ``output``, ``targets`` and settings, in each actor.
+    workers : the least and the most actors.
+    gpus_per_worker : of each actor; without, it takes one CPU.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtraError("'vitcx dataset --ray'", "ray", "ray") from None
+    missing: list[int] = []
+    for shard in range(job.shard_count):
+        if job.is_done(shard):
+            progress(len(job.items_of(shard)), False)
+        else:
+            missing.append(shard)
+    already = sum(len(job.items_of(s)) for s in set(range(job.shard_count)).difference(missing))
+    if missing:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        resources: dict[str, Any] = {"num_gpus": gpus_per_worker} if gpus_per_worker else {}
+        done = ray.data.from_items([{"id": shard} for shard in missing]).map_batches(
+            _ShardWriter,
+            fn_constructor_args=(load_with, job_with),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
+            num_cpus=1,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+            **resources,
+        )
+        for row in done.iter_rows():
+            progress(len(job.items_of(int(row["shard"]))), True)
+    failed = sum(errors_in(job.shard_path(shard)) for shard in range(job.shard_count))
+    total = sum(len(job.items_of(shard)) for shard in range(job.shard_count))
+    return Summary(total, total - failed, failed, already, job.shard_count)
+
+
+def job_arguments(
+    items: list[Item], out: Path, output: Output, targets: Any, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What an actor makes its `Job` of; paths are absolute, for actors start elsewhere."""
+    return {
+        "items": [_absolute(item) for item in items],
+        "out": out.resolve(),
+        "output": output,
+        "targets": targets,
+        **settings,
+    }
+
+
+def _absolute(item: Item) -> Item:
+    from dataclasses import replace
+
+    if item.member is None:
+        # The output shows the path as it was given, wherever the picture is read from.
+        return replace(item, root=str(Path.cwd()))
+    archive, offset, size = item.member
+    return replace(item, member=(str(Path(archive).resolve()), offset, size))

@@ -1,0 +1,122 @@
+"""Parquet shards: one row for each picture and target, in the order of the source.
+
+What is written is a function of the rows alone: no clock, host name or random name is in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitcx.dataset.sources import Item
+from vitcx.runtime.digests import replacing
+from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.explanation import Explanation
+
+RESOLUTIONS = ("patch", "full")
+DTYPES = ("float16", "float32")
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet module, or an error that names the extra."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("a dataset job", "pyarrow", "dataset") from None
+    return pyarrow, pyarrow.parquet
+
+
+def schema(dtype: str) -> Any:
+    """Columns of a shard; `saliency` is row by row, `saliency_height` x `saliency_width` values."""
+    pa, _ = import_pyarrow()
+    element = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.schema(
+        [
+            ("index", pa.int64()),
+            ("path", pa.string()),
+            ("target", pa.int32()),
+            ("target_name", pa.string()),
+            ("probability", pa.float32()),
+            ("saliency", pa.list_(element)),
+            ("saliency_height", pa.int32()),
+            ("saliency_width", pa.int32()),
+            ("impacts", pa.list_(pa.float32())),
+            ("peak_x", pa.float32()),
+            ("peak_y", pa.float32()),
+            ("box", pa.list_(pa.float32())),
+            ("peak_in_box", pa.bool_()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def rows_of(
+    index: int, item: Item, result: Explanation | Exception, resolution: str, dtype: str
+) -> list[dict[str, Any]]:
+    """The rows of one picture: one for each target, or one with an error."""
+    common = {"index": index, "path": item.path, "box": list(item.box) if item.box else None}
+    if isinstance(result, Exception):
+        text = " ".join(str(result).split()) or type(result).__name__
+        return [{**common, "error": text}]
+    rows = []
+    for i, target in enumerate(result.targets):
+        saliency = result.saliency[i]
+        if resolution == "patch":
+            saliency = at_patches(saliency, (result.masks.shape[1], result.masks.shape[2]))
+        x, y = result.peak(i)
+        inside = item.box and item.box[0] <= x <= item.box[2] and item.box[1] <= y <= item.box[3]
+        rows.append(
+            {
+                **common,
+                "target": target,
+                "target_name": result.target_names[i],
+                "probability": float(result.probabilities[target]),
+                "saliency": saliency.astype(dtype).ravel(),
+                "saliency_height": saliency.shape[0],
+                "saliency_width": saliency.shape[1],
+                "impacts": result.impacts[i],
+                "peak_x": x,
+                "peak_y": y,
+                "peak_in_box": inside,
+            }
+        )
+    return rows
+
+
+def at_patches(saliency: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """The mean of a (H,W) map over each patch: (h,w) float32."""
+    image = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32))
+    return np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BOX), dtype=np.float32)
+
+
+def write_shard(path: Path, rows: list[dict[str, Any]], dtype: str) -> None:
+    """Write a shard, whole or not at all, also through a loss of power."""
+    pa, parquet = import_pyarrow()
+    table = pa.Table.from_pylist(rows, schema=schema(dtype))
+    with replacing(path) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def pictures_in(path: Path) -> int | None:
+    """How many pictures a shard holds; None where there is no whole shard."""
+    pa, parquet = import_pyarrow()
+    try:
+        column = parquet.read_table(path, columns=["index", "error"])
+    except (OSError, pa.ArrowException):
+        return None
+    return len(set(column["index"].to_pylist()))
+
+
+def errors_in(path: Path) -> int:
+    """How many pictures of a shard failed."""
+    _, parquet = import_pyarrow()
+    column = parquet.read_table(path, columns=["error"])["error"]
+    return len(column) - int(column.null_count)

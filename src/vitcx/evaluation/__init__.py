@@ -1,0 +1,1 @@
+"""How faithful an explanation is to its model: measured on the engine that made it, no torch."""

@@ -1,0 +1,91 @@
+"""Timing that can be compared: interleaved, every sample kept, beside the machine's own rate."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcx.runtime.explainer import Explainer
+
+FloatArray = NDArray[np.float32]
+_SIDE = 1024
+
+
+def matrix_rate(seconds: float = 0.5) -> float:
+    """Float32 operations per second of NumPy's matrix product, the best of `seconds` of tries.
+
+    Two operations for each multiply-add. What a forward pass reaches of it says how much a better
+    engine could still gain.
+    """
+    a = np.random.default_rng(0).random((_SIDE, _SIDE), dtype=np.float32)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        _ = a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best
+
+
+def peak_memory() -> int:
+    """The most bytes this process has ever held; it never falls."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[int], Any]],
+    items: int,
+    rounds: int,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Seconds of every call ``contender(item)``, by contender.
+
+    In each round every contender runs every item, the contenders taking turns at each item, so that
+    a machine that slows down slows all of them. Call each once before, to warm it.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for turn in range(rounds):
+        for item in range(items):
+            shift = (turn * items + item) % len(order)
+            for name in order[shift:] + order[:shift]:
+                start = time.perf_counter()
+                contenders[name](item)
+                samples[name].append(time.perf_counter() - start)
+                done(name)
+    return samples
+
+
+def summary(samples: Sequence[float]) -> dict[str, Any]:
+    """Median, 99th percentile and all samples, in seconds."""
+    return {
+        "p50": statistics.median(samples),
+        "p99": float(np.quantile(samples, 0.99)),
+        "samples": [round(s, 5) for s in samples],
+    }
+
+
+def stages(
+    explainer: Explainer, image: FloatArray, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """Seconds by stage of an explanation, and ``outside``: the share not in forward passes."""
+    timings = dict(explainer.explain(image, **settings).timings)
+    forward = timings.get("encode", 0.0) + timings.get("score", 0.0)
+    total = timings.get("total", sum(timings.values()))
+    return {**timings, "outside": 1 - forward / total if total else 0.0}
+
+
+def packed_rate(
+    explainer: Explainer, images: Sequence[FloatArray], settings: Mapping[str, Any]
+) -> float:
+    """Explanations per second when the pictures share batches."""
+    start = time.perf_counter()
+    count = sum(1 for _ in explainer.explain_many(images, **settings))
+    return count / (time.perf_counter() - start)

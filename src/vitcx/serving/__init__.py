@@ -1,0 +1,1 @@
+"""The HTTP server: `app` (routes), `desk` (admission and deadlines), `open_inference` (/v2)."""

@@ -1,0 +1,59 @@
+"""The server on Ray Serve: the same FastAPI application, with replicas placed and scaled by Ray.
+
+    serve run vitcx.serving.ray_app:build bundle=/models/deit num_gpus=1
+
+Each replica loads the bundle once and packs the requests that reach it; what one replica has no
+room for, it refuses with 429, as the single server does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitcx.runtime.errors import MissingExtraError
+
+
+def build(arguments: dict[str, Any]) -> Any:
+    """A Ray Serve application.
+
+    Parameters
+    ----------
+    arguments : ``bundle``, ``engine``, ``threads``, ``batch_size`` as for `vitcx.load`; ``queue``,
+        of each replica; ``num_gpus`` and ``num_cpus`` of each; ``min_replicas``, ``max_replicas``;
+        ``token``. Values may be text, as `serve run` gives them.
+    """
+    try:
+        from ray import serve
+    except ImportError:
+        raise MissingExtraError("'vitcx.serving.ray_app'", "ray", "ray") from None
+    queue = int(arguments.get("queue", 64))
+
+    def make() -> Any:
+        from vitcx.runtime.explainer import load
+        from vitcx.serving.app import make_app
+        from vitcx.serving.desk import Limits
+
+        whole = {k: int(arguments[k]) for k in ("threads", "batch_size") if arguments.get(k)}
+        explainer = load(arguments.get("bundle", "demo"), arguments.get("engine", "auto"), **whole)
+        return make_app(explainer, Limits(queue=queue), arguments.get("token"))
+
+    @serve.deployment(
+        ray_actor_options={
+            "num_cpus": float(arguments.get("num_cpus", 1)),
+            "num_gpus": float(arguments.get("num_gpus", 0)),
+        },
+        autoscaling_config={
+            "min_replicas": int(arguments.get("min_replicas", 1)),
+            "max_replicas": int(arguments.get("max_replicas", 1)),
+            # Eight clients fill the batches of one engine; more of them are worth another.
+            "target_ongoing_requests": 8,
+        },
+        # Ray would otherwise hold back what the replica is there to pack, or to refuse.
+        max_ongoing_requests=queue + 64,
+    )
+    @serve.ingress(make)
+    class Explainers:
+        """One replica."""
+
+    deployment: Any = Explainers
+    return deployment.bind()

@@ -1,0 +1,120 @@
+"""What the methods' papers state of them, on a small random ViT."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from benchmarks.methods import attention, relevance  # noqa: E402
+from vitcx.export.timm_import import import_timm  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def vit():
+    try:
+        timm = import_timm()
+    except ModuleNotFoundError:
+        pytest.skip("timm is not installed")
+    torch.manual_seed(0)
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3, num_classes=7
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+
+
+def test_rollout_rows_sum_to_1(vit, image):
+    with attention.attention_maps(vit) as maps, torch.no_grad():
+        fused = vit(torch.from_numpy(image)[None])
+    assert len(maps) == 5
+    rows = attention.rollout_matrix(maps).sum(dim=1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+    with torch.no_grad():
+        torch.testing.assert_close(vit(torch.from_numpy(image)[None]), fused)
+    assert all(not block.attn.attn_drop._forward_hooks for block in vit.blocks)
+
+
+def test_relevance_is_conserved_from_the_logit_to_the_first_block(vit, image):
+    found = relevance.propagate(vit, image, 3)
+    for tokens in found.tokens:
+        assert float(tokens.sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_lrp_rules_against_loops():
+    rng = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(2, 4, generator=rng), torch.randn(3, 4, generator=rng)
+    given = torch.rand(2, 3, generator=rng)
+    expected = torch.zeros(2, 4)
+    for n in range(2):
+        for i in range(3):
+            parts = (x[n] * weight[i]).clamp(min=0)
+            expected[n] += parts / parts.sum().clamp(min=1e-12) * given[n, i]
+    torch.testing.assert_close(relevance.linear_rule(x, weight, given), expected)
+    a, b = torch.rand(3, 2, generator=rng), torch.rand(2, 4, generator=rng)
+    one, two = relevance.product_rule(a, b, torch.full((3, 4), 0.5))
+    assert float(one.sum()) == pytest.approx(3)
+    assert float(two.sum()) == pytest.approx(3)
+    one, two = relevance.sum_rule(torch.rand(3), -torch.rand(3) / 2, torch.rand(3))
+    assert one.shape == two.shape
+
+
+@pytest.mark.parametrize("name", ["cgw2", "tam"])
+def test_class_specific_methods_differ_between_classes(vit, image, name):
+    explain = getattr(attention, name)
+    maps = [explain(vit, image, target) for target in (0, 5)]
+    assert maps[0].shape == (32, 32)
+    assert np.isfinite(maps).all()
+    assert np.abs(maps[0] - maps[1]).max() > 0
+
+
+def test_cgw1_and_partial_lrp_give_maps(vit, image):
+    for explain in (relevance.cgw1, relevance.partial_lrp, attention.rollout):
+        found = explain(vit, image, 2)
+        assert found.shape == (32, 32)
+        assert np.isfinite(found).all()
+        assert found.max() > found.min()
+
+
+def test_models_without_a_class_token_are_not_applicable(image):
+    with pytest.raises(attention.NotApplicable, match="CLS"):
+        attention.rollout(torch.nn.Linear(1, 1), image, 0)
+    with pytest.raises(attention.NotApplicable):
+        relevance.partial_lrp(torch.nn.Linear(1, 1), image, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_integrated_gradients_are_complete(vit, image):
+    pytest.importorskip("captum")
+    from benchmarks.methods import gradients
+
+    found, gap = gradients.integrated_attribution(vit, image, 3, steps=100)
+    with torch.no_grad():
+        ends = torch.stack([torch.from_numpy(image), torch.zeros(3, 32, 32)])
+        high, low = vit(ends).softmax(dim=1)[:, 3]
+    assert float(found.sum()) == pytest.approx(float(high - low), abs=2e-3)
+    assert abs(gap) < 2e-3
+    assert gradients.smooth_grad(vit, image, 3).shape == (32, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_grad_cam_is_its_formula(vit, image):
+    gradients = pytest.importorskip("benchmarks.methods.gradients")
+    try:
+        import pytorch_grad_cam  # noqa: F401
+    except (ImportError, RuntimeError):
+        pytest.skip("pytorch-grad-cam is not installed")
+    found = gradients.grad_cam(vit, image, 3)
+    kept = []
+    hook = vit.blocks[-1].norm1.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    logit = vit(torch.from_numpy(image)[None])[0, 3]
+    hook.remove()
+    (slope,) = torch.autograd.grad(logit, kept[0])
+    weights = slope[0, 1:].mean(dim=0)
+    low = (kept[0][0, 1:] * weights).sum(dim=1).clamp(min=0).reshape(4, 4).detach().numpy()
+    from vitcx.kernels.upsampling import upsample
+
+    np.testing.assert_allclose(found, upsample(low, (32, 32)), atol=1e-6)

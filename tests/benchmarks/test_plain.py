@@ -1,0 +1,65 @@
+"""The PyTorch baselines give the maps that ours give, noise off."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from benchmarks import plain  # noqa: E402
+from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of  # noqa: E402
+from vitcx.export.timm_import import import_timm  # noqa: E402
+from vitcx.runtime.aggregation import aggregate  # noqa: E402
+from vitcx.runtime.clustering import cluster  # noqa: E402
+from vitcx.runtime.errors import InputError  # noqa: E402
+from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def vit():
+    try:
+        timm = import_timm()
+    except ModuleNotFoundError:
+        pytest.skip("timm is not installed")
+    torch.manual_seed(0)
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7
+    ).eval()
+
+
+def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
+    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    one = plain.loop(vit, image, 2, threshold=0.2, noise_std=0.0)
+    two = plain.batched(vit, image, 2, threshold=0.2, noise_std=0.0, batch=6)
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    with torch.no_grad():
+        _, embedding = plain._embedding(vit, torch.from_numpy(image))
+    low = vit_masks(embedding[0].numpy(), (32, 32))
+    low = merge_masks(low, cluster(cosine_distances(low, (32, 32)), 0.2), (32, 32), "renormalised")
+    pixel = plain.pixel_masks(embedding, (32, 32), 0.2)
+    assert len(pixel) == len(low)
+    from vitcx.kernels.upsampling import upsample
+
+    rows = torch.from_numpy(image * upsample(low, (32, 32))[:, None])
+    with torch.no_grad():
+        impacts = vit(rows).softmax(dim=1)[:, 2].numpy()
+    ours, _ = aggregate(low, impacts[None], (32, 32), correct_coverage=True)
+    np.testing.assert_allclose(one, ours[0], atol=1e-4)
+
+
+def test_the_place_of_the_authors_code_is_checked():
+    pytest.importorskip("sklearn")
+    from benchmarks.authors import load_authors
+
+    with pytest.raises(InputError, match=r"FILE\.py:FUNCTION"):
+        load_authors("nowhere")
+
+
+def test_the_papers_tables_are_whole():
+    assert len(TABLE_1) == 12
+    assert len(TABLE_2) == 6
+    assert {len(columns) for columns in TABLE_1.values()} == {3}
+    best = min(f["ViT-B"][0] for f in TABLE_1.values() if f["ViT-B"])
+    assert best == TABLE_1["ViT-CX"]["ViT-B"][0]
+    assert column_of("swin_base_patch4_window7_224.ms_in1k") == "Swin-B"
+    assert column_of("deit_tiny_patch16_224") is None

@@ -1,0 +1,228 @@
+"""Dataset jobs: what is written, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_bundle import random_picture, write_tiny_bundle
+from vitcx.cli import main
+from vitcx.dataset.sources import list_items
+from vitcx.runtime.errors import InputError
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pq = pytest.importorskip("pyarrow.parquet")
+pd = pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bundle")
+    write_tiny_bundle(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(23):
+        Image.fromarray(random_picture(i)).save(folder / f"{i:02d}.png")
+    (folder / "07.png").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_text("not listed")
+    return folder
+
+
+def arguments(source: object, out: Path, bundle: str, *more: str) -> list[str]:
+    fixed = ["--bundle", bundle, "--engine", "onnxruntime", "--threads", "1", "--batch-size", "8"]
+    return ["dataset", str(source), "--out", str(out), *fixed, *more]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("part-*.parquet"))}
+
+
+def test_a_folder_becomes_shards_and_reads_back(
+    pictures: Path, tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(pictures, out, bundle, "--shard-size", "10", "--json")) == 2
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["pictures"], summary["explained"], summary["failed"]) == (23, 22, 1)
+    assert sorted(contents(out)) == [f"part-0000{i}.parquet" for i in range(3)]
+    frame = pd.read_parquet(out)
+    assert list(frame["index"]) == list(range(23))
+    failed = frame[frame.error.notna()]
+    assert [Path(path).name for path in failed.path] == ["07.png"]
+    good = frame[frame.error.isna()]
+    assert good.saliency.map(len).eq(16).all()
+    assert good.saliency.iloc[0].dtype == np.float16
+    assert good.probability.between(0, 1).all()
+
+
+def test_full_resolution_several_targets_and_overlays(
+    pictures: Path, tmp_path: Path, bundle: str
+) -> None:
+    out = tmp_path / "out"
+    more = ["--resolution", "full", "--dtype", "float32", "--target", "top2", "--overlays"]
+    assert main(arguments(pictures / "0[0-3].png", out, bundle, *more)) == 0
+    frame = pd.read_parquet(out)
+    assert len(frame) == 8
+    assert frame.saliency.map(len).eq(32 * 32).all()
+    assert len(list((out / "_overlays").glob("*.png"))) == 8
+
+
+def test_lists_bring_targets_and_boxes(pictures: Path, tmp_path: Path, bundle: str) -> None:
+    lines = [
+        {"path": str(pictures / "00.png"), "target": "cat", "x0": 0, "y0": 0, "x1": 36, "y1": 40},
+        {"path": str(pictures / "01.png"), "target": "3", "x0": -9, "y0": -9, "x1": -1, "y1": -1},
+        {"path": str(pictures / "02.png"), "target": "cow", "x0": "", "y0": "", "x1": "", "y1": ""},
+    ]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    out = tmp_path / "out"
+    assert main(arguments(tmp_path / "list.csv", out, bundle)) == 2
+    frame = pd.read_parquet(out)
+    assert list(frame.target_name[:2]) == ["cat", "dog"]
+    assert list(frame.peak_in_box[:2]) == [True, False]
+    assert "cow" in frame.error[2]
+    pd.DataFrame(lines[:2])[["path", "target"]].to_parquet(tmp_path / "list.parquet")
+    assert [item.target for item in list_items(str(tmp_path / "list.parquet"))] == ["cat", 3]
+
+
+def test_webdataset_shards(pictures: Path, tmp_path: Path, bundle: str) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as archive:
+            for i in range(3):
+                picture = (pictures / f"{shard * 3 + i:02d}.png").read_bytes()
+                for extension, data in (("png", picture), ("cls", b"%d" % i), ("json", b"{}")):
+                    info = tarfile.TarInfo(f"{i:03d}.{extension}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    assert main(arguments(tmp_path / "s-*.tar", tmp_path / "tar", bundle)) == 0
+    frame = pd.read_parquet(tmp_path / "tar")
+    assert list(frame.target) == [0, 1, 2, 0, 1, 2]
+    assert frame.path[0].endswith("s-0.tar/000.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "where,target\nx.png,1\n", "one of path"),
+        ("b.csv", "path\n", "empty"),
+        ("c.tar", "not a tar", "tar archive"),
+        ("d.parquet", "no", "Parquet"),
+        ("e.doc", "no", "neither a picture"),
+    ],
+)
+def test_bad_sources_are_said(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        list_items(str(tmp_path / name))
+
+
+def test_resuming_asks_and_checks(
+    pictures: Path, tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    source = pictures / "0[0-3].png"
+    assert main(arguments(source, out, bundle)) == 0
+    assert main(arguments(source, out, bundle)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(source, out, bundle, "--resume", "--seed", "1")) == 2
+    assert "another settings" in capsys.readouterr().err
+    assert main(arguments(pictures / "0[0-2].png", out, bundle, "--resume")) == 2
+    assert "source_sha256" in capsys.readouterr().err
+    assert main(arguments(source, out, bundle, "--resume")) == 0
+    assert "4 were there already" in capsys.readouterr().out
+
+
+def test_a_damaged_or_lost_shard_is_made_again(pictures: Path, tmp_path: Path, bundle: str) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(pictures, out, bundle, "--shard-size", "5")) == 2
+    whole = contents(out)
+    (out / "part-00001.parquet").write_bytes(whole["part-00001.parquet"][:100])
+    (out / "part-00003.parquet").unlink()
+    (out / ".part-00003.abc.parquet").write_bytes(b"left behind")
+    assert main(arguments(pictures, out, bundle, "--shard-size", "5", "--resume")) == 2
+    assert contents(out) == whole
+    assert not list(out.glob(".part*"))
+
+
+def test_a_full_disk_is_said_and_the_job_goes_on_later(
+    pictures: Path,
+    tmp_path: Path,
+    bundle: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    main(arguments(pictures, undisturbed, bundle, "--shard-size", "5"))
+    real, calls = pq.write_table, []
+
+    def full(*given: object, **named: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        real(*given, **named)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    assert main(arguments(pictures, out, bundle, "--shard-size", "5")) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert len(contents(out)) == 2
+    monkeypatch.undo()
+    assert main(arguments(pictures, out, bundle, "--shard-size", "5", "--resume")) == 2
+    assert contents(out) == contents(undisturbed)
+
+
+def run_and_kill(words: list[str], after: float, how: signal.Signals) -> int:
+    source = Path(__file__).resolve().parents[2] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitcx", *words],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        return process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(how)
+        return process.wait(30)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_resumed_gives_the_same_bytes(
+    pictures: Path, tmp_path: Path, bundle: str, how: signal.Signals
+) -> None:
+    """A few moments here; `benchmarks/kill_resume.py` does 20 on a real model."""
+    more = ("--shard-size", "2", "--cluster-masks", "none", "--estimator", "antithetic")
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    start = time.monotonic()
+    assert run_and_kill(arguments(pictures, undisturbed, bundle, *more), 60, how) == 2
+    whole_time = time.monotonic() - start
+    moments = random.Random(1)
+    for attempt in range(4):
+        words = arguments(pictures, out, bundle, *more)
+        if attempt and (out / "_job.json").exists():
+            words.append("--resume")
+        code = run_and_kill(words, whole_time * moments.uniform(0.3, 0.95), how)
+        if how == signal.SIGINT:
+            assert code in (0, 1, 2, -signal.SIGINT, 130)
+    assert run_and_kill(arguments(pictures, out, bundle, *more, "--resume"), 60, how) == 2
+    assert contents(out) == contents(undisturbed)

@@ -1,0 +1,359 @@
+"""The server as its clients meet it: a process of its own on loopback."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitcx
+from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+    pytest.importorskip(module)
+httpx = pytest.importorskip("httpx")
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+TIMEOUT = 30
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bundle")
+    write_tiny_bundle(folder)
+    return str(folder)
+
+
+@contextmanager
+def serving(bundle: str, *more: str, token: str | None = None) -> Iterator[tuple]:
+    """A server process and a client of it."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment.pop("VITCX_TOKEN", None)
+    if token:
+        environment["VITCX_TOKEN"] = token
+    words = [sys.executable, "-m", "vitcx", "serve", "--bundle", bundle, "--port", "0"]
+    words += ["--engine", "onnxruntime", "--threads", "1", "--batch-size", "8", *more]
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        assert "http://127.0.0.1:" in line, line + process.stdout.read()
+        url = next(word for word in line.split() if word.startswith("http"))
+        with httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def client(bundle: str) -> Iterator:
+    with serving(bundle) as (_, client):
+        yield client
+
+
+def png(seed: int = 0, size: tuple[int, int] = (40, 36)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(random_picture(seed, size)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_upload_gives_what_the_library_gives(client, bundle: str) -> None:
+    data = {"targets": "top2", "include": "saliency,heatmap,masks,colors", "masks": "3"}
+    answer = client.post("v1/explain", files={"image": png()}, data=data)
+    assert answer.status_code == 200
+    got = answer.json()
+    with vitcx.load(bundle, "onnxruntime", 1, 8) as explainer:
+        expected = explainer.explain(random_picture(0), "top2")
+    assert [t["index"] for t in got["targets"]] == list(expected.targets)
+    raw = base64.b64decode(got["saliency"]["data"])
+    saliency = np.frombuffer(raw, "<f4").reshape(got["saliency"]["shape"])
+    np.testing.assert_allclose(saliency, expected.saliency, atol=1e-6)
+    assert got["strongest_masks"]["shape"] == [3, 4, 4]
+    assert got["colors"]["shape"] == [256, 3]
+
+
+def test_json_png_and_npz(client) -> None:
+    body = {"image": base64.b64encode(png()).decode(), "targets": ["cat", 1], "settings": {}}
+    assert client.post("v1/explain", json=body).json()["targets"][0]["name"] == "cat"
+    overlay = client.post("v1/explain", json=body, headers={"Accept": "image/png"})
+    assert Image.open(io.BytesIO(overlay.content)).size == (36, 40)
+    archive = client.post("v1/explain", json=body, headers={"Accept": "application/x-npz"})
+    with np.load(io.BytesIO(archive.content), allow_pickle=False) as arrays:
+        assert arrays["saliency"].shape == (2, SIZE, SIZE)
+    assert client.post("v1/explain", json=body, headers={"Accept": "text/csv"}).status_code == 406
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "image"),
+        ({"image": "%%%"}, "base64"),
+        ({"image": ""}, "empty"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "not a picture"),
+        ({"image": base64.b64encode(png()).decode(), "targets": "cow"}, "cow"),
+        ({"image": base64.b64encode(png()).decode(), "targets": 99}, "99"),
+        ({"image": base64.b64encode(png()).decode(), "targets": {"a": 1}}, "targets"),
+        ({"image": base64.b64encode(png()).decode(), "settings": {"seed": -1}}, "seed"),
+        ({"image": base64.b64encode(png()).decode(), "settings": {"sed": 1}}, "sed"),
+        ({"image": base64.b64encode(png()).decode(), "settings": [1]}, "settings"),
+        ({"image": base64.b64encode(png()).decode(), "masks": -1}, "masks"),
+        ({"image": base64.b64encode(png()).decode(), "strength": "x"}, "strength"),
+        ({"image": base64.b64encode(png()).decode(), "more": 1}, "more"),
+    ],
+)
+def test_bad_requests_are_told_in_a_sentence(client, body: dict, says: str) -> None:
+    answer = client.post("v1/explain", json=body)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+def test_wrong_kinds_and_places(client) -> None:
+    wrong = client.post("v1/explain", content=b"x", headers={"Content-Type": "text/plain"})
+    assert wrong.status_code == 415
+    broken = client.post("v1/explain", content=b"{", headers={"Content-Type": "application/json"})
+    assert broken.status_code == 400
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert client.post("v1/explain", content=b"--y", headers=form).status_code == 400
+    assert client.get("v1/explain").status_code == 405
+    assert client.get("nowhere").json() == {"error": "Not Found"}
+
+
+def test_probes_metrics_and_specification(client) -> None:
+    assert client.get("healthz").status_code == 200
+    assert client.get("readyz").status_code == 200
+    client.post("v1/explain", files={"image": png()})
+    text = client.get("metrics").text
+    for name in ("vitcx_stage_seconds_bucket", "vitcx_queue_depth", "vitcx_batch_fill_bucket"):
+        assert name in text
+    assert 'vitcx_stage_seconds_count{stage="score"}' in text
+    assert "/v1/explain" in client.get("openapi.json").json()["paths"]
+
+
+def test_concurrent_requests_share_batches(bundle: str) -> None:
+    with serving(bundle) as (_, client), ThreadPoolExecutor(12) as pool:
+        answers = list(
+            pool.map(lambda i: client.post("v1/explain", files={"image": png(i)}), range(48))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        lines = client.get("metrics").text.splitlines()
+        batches = next(float(s.split()[1]) for s in lines if s.startswith("vitcx_batch_fill_count"))
+        rows = next(float(s.split()[1]) for s in lines if s.startswith("vitcx_batch_fill_sum")) * 8
+    passes = [answer.json()["settings"]["forward_passes"] - 1 for answer in answers]
+    assert rows == sum(passes)
+    assert batches < sum(-(-p // 8) for p in passes), "alone, each picture would need more batches"
+
+
+def test_token(bundle: str) -> None:
+    with serving(bundle, token="s3cret") as (_, client):
+        assert client.get("healthz").status_code == 200
+        assert client.get("metrics").status_code == 401
+        wrong = client.post(
+            "v1/explain", files={"image": png()}, headers={"Authorization": "Bearer s3cre"}
+        )
+        assert wrong.status_code == 401
+        right = {"Authorization": "Bearer s3cret"}
+        answer = client.post("v1/explain", files={"image": png()}, headers=right)
+        assert answer.status_code == 200
+
+
+def test_body_and_pixel_limits(bundle: str) -> None:
+    with serving(bundle, "--body-limit", "1", "--pixel-limit", "5000") as (_, client):
+        large = client.post("v1/explain", files={"image": b"x" * (2 << 20)})
+        assert large.status_code == 413
+
+        def chunks() -> Iterator[bytes]:  # no Content-Length
+            for _ in range(40):
+                yield b"x" * (1 << 16)
+
+        try:
+            kind = {"Content-Type": "image/png"}
+            chunked = client.post("v1/explain", content=chunks(), headers=kind)
+            assert chunked.status_code == 413
+        except httpx.WriteError:
+            pass  # closed while we were still sending
+        wide = client.post("v1/explain", files={"image": png(0, (80, 80))})
+        assert wide.status_code == 400
+        assert "5,000 pixels" in wide.json()["error"]
+
+
+HEAVY = {"cluster_masks": "none", "estimator": "antithetic"}
+
+
+def test_overload_is_told_at_once_and_the_accepted_are_answered(bundle: str) -> None:
+    with serving(bundle, "--queue", "2") as (_, client), ThreadPoolExecutor(24) as pool:
+
+        def ask(i: int):
+            data = {"settings": json.dumps(HEAVY)}
+            return client.post("v1/explain", files={"image": png(i, (1500, 1500))}, data=data)
+
+        answers = list(pool.map(ask, range(24)))
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert 'vitcx_rejects_total{reason="queue_full"}' in client.get("metrics").text
+
+
+def test_deadline(bundle: str) -> None:
+    with serving(bundle, "--deadline", "0.02") as (_, client):
+        answer = client.post("v1/explain", files={"image": png(0, (3000, 3000))})
+        assert answer.status_code in (408, 504)
+
+
+def test_a_client_that_goes_away_frees_its_place(bundle: str) -> None:
+    with serving(bundle, "--queue", "1") as (_, client):
+        picture = png(0, (4000, 4000))
+        for _ in range(3):
+            with pytest.raises(httpx.TimeoutException):
+                client.post("v1/explain", files={"image": picture}, timeout=0.05)
+        end = time.monotonic() + TIMEOUT
+        while client.post("v1/explain", files={"image": png()}).status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_a_slow_sender_does_not_hold_a_place(bundle: str) -> None:
+    with serving(bundle, "--queue", "1", "--deadline", "0.5") as (_, client):
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, TIMEOUT) as slow:
+            head = "POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            slow.sendall(f"{head}Content-Length: 100\r\n\r\nabc".encode())
+            assert b" 408 " in slow.recv(1000)
+        assert client.post("v1/explain", files={"image": png()}).status_code == 200
+
+
+def test_stopping_answers_what_was_accepted(bundle: str) -> None:
+    with serving(bundle) as (process, client):
+        answers: list[int] = []
+
+        def ask() -> None:
+            answer = client.post("v1/explain", files={"image": png(0, (3000, 3000))})
+            answers.append(answer.status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        end = time.monotonic() + TIMEOUT
+        while "vitcx_queue_depth 1.0" not in client.get("metrics").text and not answers:
+            assert time.monotonic() < end
+        process.send_signal(signal.SIGTERM)
+        thread.join(TIMEOUT)
+        assert answers == [200]
+        client.close()
+        assert process.wait(TIMEOUT) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_open_inference_protocol(client, bundle: str, binary: bool) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    host = f"{client.base_url.host}:{client.base_url.port}"
+    images = np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
+    with triton.InferenceServerClient(host) as server:
+        assert server.is_server_live()
+        assert server.is_server_ready()
+        assert server.is_model_ready("tiny")
+        assert server.get_model_metadata("tiny")["inputs"][0]["shape"] == [-1, 3, SIZE, SIZE]
+        given = triton.InferInput("images", list(images.shape), "FP32")
+        given.set_data_from_numpy(images, binary_data=binary)
+        targets = triton.InferInput("targets", [2], "INT64")
+        targets.set_data_from_numpy(np.array([3, 1]), binary_data=binary)
+        wanted = [
+            triton.InferRequestedOutput(name, binary_data=binary)
+            for name in ("probabilities", "saliency", "targets")
+        ]
+        answer = server.infer("tiny", [given, targets], outputs=wanted, parameters={"seed": 5})
+        with pytest.raises(triton.InferenceServerException, match="no such model"):
+            server.get_model_metadata("other")
+    with vitcx.load(bundle, "onnxruntime", 1, 8) as explainer:
+        expected = [explainer.explain(image, [3, 1], seed=5) for image in images]
+    saliency = np.stack([one.saliency for one in expected])
+    np.testing.assert_allclose(answer.as_numpy("saliency"), saliency, atol=1e-6)
+    np.testing.assert_array_equal(answer.as_numpy("targets"), [[3, 1], [3, 1]])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"inputs": 3}',
+        b'{"inputs": [{}]}',
+        b'{"inputs": [{"name": "images", "datatype": "FP32", "shape": [1], "data": ["x"]}]}',
+        b'{"inputs": [{"name": "images", "datatype": "FP32", "shape": [99999999999], "data": []}]}',
+        b'{"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1], "data": [1]}]}',
+        b'{"inputs": [{"name": "images", "datatype": "FP32", "shape": [1,3,2,2],'
+        b' "data": [0,0,0,0,0,0,0,0,0,0,0,0]}]}',
+    ],
+)
+def test_open_inference_refuses_in_a_sentence(client, body: bytes) -> None:
+    answer = client.post("v2/models/tiny/infer", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_the_page_in_a_browser(client, tmp_path: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    (tmp_path / "picture.png").write_bytes(png(3, (300, 400)))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page()
+        elsewhere: list[str] = []
+        problems: list[str] = []
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith((str(client.base_url), "blob:"))
+                else elsewhere.append(r.url)
+            ),
+        )
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(str(client.base_url))
+        page.set_input_files("#file", tmp_path / "picture.png")
+        page.wait_for_selector(".mask")
+        assert page.locator(".class").count() == 5
+        shown = "document.getElementById('view').toDataURL()"
+        first = page.evaluate(shown)
+        page.locator(".class").nth(1).click()
+        page.wait_for_selector(".class:nth-child(2)[aria-checked=true]")
+        second = page.evaluate(shown)
+        assert second != first
+        page.locator("#strength").fill("0")
+        assert page.evaluate(shown) != second
+        page.locator(".mask").first.hover()
+        assert float(page.locator(".mask figcaption").first.inner_text()) is not None
+        browser.close()
+    assert not elsewhere
+    assert not problems
