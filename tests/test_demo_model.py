@@ -30,7 +30,7 @@ def _scenes(objects: int) -> list[Scene]:
 def _probabilities(explainer: vitcx.Explainer, scenes: list[Scene]) -> np.ndarray:
     """Class probabilities (N, C) of whole scenes."""
     pictures = np.stack([scene.image for scene in scenes]).astype(np.float32)
-    normalised = (pictures / 255 - 0.5) / 0.5
+    normalised = ((pictures / 255 - 0.5) / 0.5).astype(np.float32)
     return explainer.session.predict(normalised.transpose(0, 3, 1, 2).copy())
 
 
