@@ -55,7 +55,7 @@ class Batch:
 def _draw(seed: int) -> Drawn:
     """A training scene: its picture, and class number + 1 at each pixel of an object."""
     share = (seed * 0.6180339887) % 1.0
-    scene = make_scene(seed, objects=0 if share < 0.08 else 1 if share < 0.58 else 2)
+    scene = make_scene(seed, objects=0 if share < 0.08 else 1 if share < 0.45 else 2)
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for item in scene.objects:
         labels[item.mask] = item.class_index + 1

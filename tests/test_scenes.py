@@ -83,7 +83,7 @@ def test_all_classes_appear_and_names_match_indices() -> None:
 
 
 def test_the_centre_of_the_picture_is_a_poor_guess() -> None:
-    """Measured on 200 scenes: the centre is on the object in NNN of them."""
+    """Measured on 200 scenes: the centre is on the object in 33 of them."""
     middle = SIZE // 2
     hits = sum(s.objects[0].mask[middle, middle] for s in _scenes(1, count=200))
     assert hits < 0.25 * 200

@@ -31,7 +31,7 @@ _SUPERSAMPLING = 3
 
 #: Radius of an object in pixels: alone in the scene, and as one of two.
 _RADIUS_ALONE = (16.0, 23.0)
-_RADIUS_OF_TWO = (14.5, 20.0)
+_RADIUS_OF_TWO = (16.0, 20.5)
 
 Colour = tuple[int, int, int]
 Mask = NDArray[np.bool_]
