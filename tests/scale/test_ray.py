@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,21 +24,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
-def start(words: list[str]) -> subprocess.Popen:
+@contextmanager
+def running(words: list[str]) -> Iterator[subprocess.Popen]:
+    """A job in a process of its own; stopped, with all it started, at the end."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(SOURCE),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "vitcx", "dataset", *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -69,18 +78,19 @@ def test_ray_writes_the_same_shards(tmp_path: Path, kill: bool, monkeypatch) -> 
     words = [str(pictures), "--bundle", str(tmp_path / "bundle"), "--engine", "onnxruntime"]
     words += ["--threads", "1", "--batch-size", "8", "--shard-size", "2"]
     words += ["--estimator", "antithetic", "--cluster-masks", "none"]
-    local = start([*words, "--out", str(tmp_path / "local")])
-    assert local.wait(120) == 0, local.stdout.read()
+    with running([*words, "--out", str(tmp_path / "local")]) as local:
+        assert local.wait(120) == 0, local.stdout.read()
     out = tmp_path / "ray"
     monkeypatch.setenv("VITCX_TEST_JOB", str(out))
-    job = start([*words, "--ray", "--out", str(out)])
-    if kill:
-        end = time.monotonic() + 120
-        while not contents(out) and job.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-        victims = actors_of(job)
-        assert victims, "no actor was found to kill"
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
-    assert job.wait(240) == 0, job.stdout.read()
+    with running([*words, "--ray", "--out", str(out)]) as job:
+        if kill:
+            end = time.monotonic() + 120
+            while not contents(out) and job.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            victims = actors_of(job)
+            assert victims, "no actor was found to kill"
+            for victim in victims:
+                os.kill(victim, signal.SIGKILL)
+            assert len(contents(out)) < 20, "the job had ended before the worker was killed"
+        assert job.wait(240) == 0, job.stdout.read()
     assert contents(out) == contents(tmp_path / "local")

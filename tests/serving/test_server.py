@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +226,8 @@ def test_a_client_that_goes_away_frees_its_place(bundle: str) -> None:
     with serving(bundle, "--queue", "1") as (_, client):
         picture = png(0, (4000, 4000))
         for _ in range(3):
-            with pytest.raises(httpx.TimeoutException):
+            # Too soon for an answer, but for a 429 while the one before has not been noticed.
+            with suppress(httpx.TimeoutException):
                 client.post("v1/explain", files={"image": picture}, timeout=0.05)
         end = time.monotonic() + TIMEOUT
         while client.post("v1/explain", files={"image": png()}).status_code != 200:
