@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
 from vitcx.kernels.errors import DeviceArrayError
 from vitcx.kernels.streams import Stream, as_stream
@@ -47,7 +47,7 @@ class DevicePointer:
     owner: object = None
 
 
-class DeviceArray:
+class DeviceArray(Closing):
     """A dense C-order array in device memory. A context manager; closing it twice is fine.
 
     Attributes
@@ -111,17 +111,6 @@ class DeviceArray:
             return
         order = stream or self.stream
         buffer.close(order.native if self.owned and order is not None else None)
-
-    def __enter__(self) -> DeviceArray:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (_DLPACK_CUDA, self.device)

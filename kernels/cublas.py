@@ -8,9 +8,9 @@ docs/gpu-notes.md.
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
 
 from vitcx.kernels.arrays import DeviceArray
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.streams import Stream
@@ -28,7 +28,7 @@ _STATUS = {
 }
 
 
-class Cublas:
+class Cublas(Closing):
     """A cuBLAS handle on the current device. A context manager; closing it twice is fine.
 
     For one thread at a time, as cuBLAS asks.
@@ -91,17 +91,6 @@ class Cublas:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._library.cublasDestroy_v2(handle)
-
-    def __enter__(self) -> Cublas:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check(self, function: str, *arguments: object) -> None:
         # ctypes releases the GIL for the length of the call.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.arrays import DeviceArray
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
 from vitcx.kernels.streams import Stream
@@ -109,7 +109,7 @@ class Gpu:
             builder.close()
 
 
-class Graph:
+class Graph(Closing):
     """Recorded device work that is launched as one. A context manager; closing twice is fine."""
 
     def __init__(self, native: Any) -> None:
@@ -126,19 +126,8 @@ class Graph:
         if native is not None:
             native.close()
 
-    def __enter__(self) -> Graph:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class PinnedBuffer:
+class PinnedBuffer(Closing):
     """Page-locked host memory: the kind that copies to a device without a detour.
 
     Keep one for transfers that repeat. A context manager; closing twice is fine.
@@ -181,17 +170,6 @@ class PinnedBuffer:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.close()
-
-    def __enter__(self) -> PinnedBuffer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _why_unusable(index: int, error: Exception) -> str:

@@ -8,7 +8,6 @@ far: see docs/gpu-notes.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.blend import Job
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.cublas import Cublas
 from vitcx.kernels.gpu import Gpu, PinnedBuffer
 from vitcx.kernels.gpu_kernels import GpuKernels, pack_jobs
@@ -23,7 +23,7 @@ from vitcx.kernels.streams import Stream
 from vitcx.kernels.upsampling import axis_operator
 
 
-class Blender:
+class Blender(Closing):
     """Blends batches on one stream; keeps its buffers from batch to batch.
 
     Images, masks and jobs go up in one copy through pinned memory; an image that is on the device
@@ -100,19 +100,8 @@ class Blender:
             pinned.close()
         self._copied = None
 
-    def __enter__(self) -> Blender:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class MaskSpace:
+class MaskSpace(Closing):
     """The masks of one geometry on the device: their distances, clusters, and the final map.
 
     A context manager; for one thread at a time.
@@ -214,17 +203,6 @@ class MaskSpace:
         for gram in self._grams:
             gram.close(self._stream)
         self._cublas.close()
-
-    def __enter__(self) -> MaskSpace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def gram_operator(pixels: int, cells: int) -> NDArray[np.float32]:

@@ -6,9 +6,9 @@ CuPy, PyCUDA, TensorRT or C++ is borrowed: it is used, and never destroyed.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
 from vitcx.kernels.errors import DeviceArrayError
 
@@ -17,7 +17,7 @@ LEGACY_DEFAULT = 1
 PER_THREAD_DEFAULT = 2
 
 
-class Stream:
+class Stream(Closing):
     """A CUDA stream. A context manager; closing it twice is fine.
 
     Attributes
@@ -63,17 +63,6 @@ class Stream:
         native, self._native = self._native, None
         if native is not None and self.owned:
             native.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def stream_handle(stream: object) -> int:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.closing import Closing
 from vitcx.kernels.philox import SEED_LIMIT
 from vitcx.runtime.aggregation import aggregate
 from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
@@ -140,7 +140,7 @@ class _Pending:
     task: Task = field(init=False)
 
 
-class Explainer:
+class Explainer(Closing):
     """Explains pictures with one bundle on one engine. Thread-safe; a context manager.
 
     Made by `vitcx.load`.
@@ -155,17 +155,6 @@ class Explainer:
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         self.session = session
-
-    def __enter__(self) -> Explainer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the engine. Twice does no harm."""

@@ -28,9 +28,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from types import TracebackType
 from typing import Any, Protocol
 
+from vitcx.kernels.closing import Closing
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.scheduler import PackedBatch, Scheduler, Task
 from vitcx.runtime.session import Scores, Session
@@ -98,7 +98,7 @@ class _Entry:
     settled: bool = False
 
 
-class Pipeline:
+class Pipeline(Closing):
     """Explains pictures with a few threads; a context manager. Safe to use from several threads.
 
     Parameters
@@ -149,17 +149,6 @@ class Pipeline:
         ]
         for thread in self._threads:
             thread.start()
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def engine_error(self) -> Exception | None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.blend import Job
+from vitcx.kernels.closing import Closing
 
 FloatArray = NDArray[np.float32]
-_S = TypeVar("_S", bound="Session")
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Scores:
     forward_seconds: float
 
 
-class Session(abc.ABC):
+class Session(Closing, abc.ABC):
     """One bundle on one engine. A context manager: leaving it frees what it owns.
 
     Attributes
@@ -76,14 +74,3 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Free what the session owns. Twice does no harm."""
-
-    def __enter__(self: _S) -> _S:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

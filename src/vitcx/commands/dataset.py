@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeElapsedColumn
 
 from vitcx.commands.explain import parse_targets
+from vitcx.commands.options import engine_options, setting_options
+from vitcx.commands.progress import progress_bar
 from vitcx.dataset.job import Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
 from vitcx.dataset.sources import list_items
-from vitcx.runtime.engines import ENGINE_NAMES
-from vitcx.runtime.estimators import ESTIMATOR_NAMES
-from vitcx.runtime.explainer import CLUSTER_MASKS, load
+from vitcx.runtime.explainer import load
 
 
 @click.command("dataset")
@@ -44,16 +36,8 @@ from vitcx.runtime.explainer import CLUSTER_MASKS, load
 @click.option("--dtype", default="float16", show_default=True, type=click.Choice(DTYPES))
 @click.option("--shard-size", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--overlays", is_flag=True, help="Also write an overlay PNG for each picture.")
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
-@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
-@click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
-@click.option("--distance-threshold", type=float, help="δ.  [default: the bundle's]")
-@click.option("--noise-std", type=float, default=0.1, show_default=True, help="σ of the noise.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--estimator", default="paper", show_default=True, type=click.Choice(ESTIMATOR_NAMES))
-@click.option(
-    "--cluster-masks", default="renormalised", show_default=True, type=click.Choice(CLUSTER_MASKS)
-)
+@engine_options
+@setting_options
 @click.option(
     "--ray", "on_ray", is_flag=True, help="Run on Ray: the cluster at hand, or a local one."
 )
@@ -92,7 +76,8 @@ def command(
     start = time.monotonic()
     with load(bundle, engine, threads, batch_size) as explainer:
         job = Job(explainer, items, out, output, targets=wanted, resume=resume, **settings)
-        with _progress() as progress:
+        columns = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+        with progress_bar(*columns, transient=False) as progress:
             bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")
 
             def advance(pictures: int, new: bool) -> None:
@@ -138,17 +123,3 @@ def _workers(text: str) -> tuple[int, int]:
     if not 1 <= limits[0] <= limits[1]:
         raise click.UsageError(f"--ray-workers is {text!r}: give LEAST:MOST, such as 1:8")
     return limits
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -9,10 +9,10 @@ import click
 import numpy as np
 from PIL import Image
 
+from vitcx.commands.options import check_out_folder
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.engines import ENGINE_NAMES
-from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 
@@ -29,8 +29,7 @@ def command(out: Path, scenes: int, seed: int, engine: str) -> int:
 
     Writes each scene, its overlays, arrays and summary, and demo.png: a sheet of them all.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out '{out}' is a file: give a folder")
+    check_out_folder(out)
     rows: list[list[Image.Image]] = []
     hits = targets = 0
     with load("demo", engine) as explainer:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vitcx.commands.options import check_out_folder, engine_options
+from vitcx.commands.progress import progress_bar
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
 from vitcx.evaluation.records import Records
@@ -17,7 +18,6 @@ from vitcx.evaluation.report import draw_curves, draw_table, notes
 from vitcx.evaluation.study import engine_method, run_study, summarise
 from vitcx.evaluation.subjects import Subject, find_pictures, picture_subjects, scene_subjects
 from vitcx.runtime.digests import replacing
-from vitcx.runtime.engines import ENGINE_NAMES
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
 
@@ -52,9 +52,7 @@ from vitcx.runtime.explainer import load
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for figures, curves and resuming."
 )
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
-@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
-@click.option("--batch-size", type=int, help="Rows of a batch.  [default: the engine's]")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def command(
     images: tuple[Path, ...],
@@ -82,8 +80,8 @@ def command(
     check_settings(steps, canvas)
     if explain_label and annotations is None:
         raise InputError("--explain-label needs --annotations, the CSV with the classes")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"--out '{out}' is a file: give a folder")
+    if out is not None:
+        check_out_folder(out)
     known = read_annotations(annotations) if annotations else {}
     pictures = find_pictures(images)[:limit]
     with load(bundle, engine, threads, batch_size) as explainer:
@@ -110,7 +108,7 @@ def command(
         chosen = subjects()
         if not chosen:
             raise InputError("no picture is left: --explain-label leaves out those not annotated")
-        with _progress() as progress:
+        with progress_bar() as progress:
             bars = {name: progress.add_task(name, total=len(chosen)) for name in methods}
             run_study(
                 explainer.session,
@@ -149,16 +147,3 @@ def _write(out: Path, report: dict[str, Any]) -> None:
 
     if find_spec("matplotlib") is not None:
         draw_curves(report["methods"], out / "curves.png")
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

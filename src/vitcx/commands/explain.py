@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vitcx.runtime.engines import ENGINE_NAMES
-from vitcx.runtime.errors import InputError
-from vitcx.runtime.estimators import ESTIMATOR_NAMES
-from vitcx.runtime.explainer import CLUSTER_MASKS, load
+from vitcx.commands.options import check_out_folder, engine_options, setting_options
+from vitcx.commands.progress import progress_bar
+from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pictures import ArrayFile
 
@@ -28,18 +25,8 @@ from vitcx.runtime.pictures import ArrayFile
     multiple=True,
     help="top1 (default), top5, a class index or a class name; may be given several times.",
 )
-@click.option(
-    "--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES), help="Engine."
-)
-@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
-@click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
-@click.option("--distance-threshold", type=float, help="δ.  [default: the bundle's]")
-@click.option("--noise-std", type=float, default=0.1, show_default=True, help="σ of the noise.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--estimator", default="paper", show_default=True, type=click.Choice(ESTIMATOR_NAMES))
-@click.option(
-    "--cluster-masks", default="renormalised", show_default=True, type=click.Choice(CLUSTER_MASKS)
-)
+@engine_options
+@setting_options
 @click.option("--no-debias", is_flag=True, help="Score masked pictures without noise.")
 @click.option("--no-coverage-correction", is_flag=True, help="Do not divide by the coverage.")
 @click.option(
@@ -70,8 +57,7 @@ def command(
     """
     if figure:
         _need_matplotlib()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out '{out}' is a file: give a folder")
+    check_out_folder(out)
     failed = 0
     names = _distinct_names(images)
     with load(bundle, engine, threads, batch_size) as explainer:
@@ -82,7 +68,7 @@ def command(
             coverage_correction=not no_coverage_correction,
             **settings,
         )
-        with _progress(len(images)) as progress:
+        with progress_bar(wanted=len(images) > 1) as progress:
             bar = progress.add_task("explaining", total=len(images))
             for image, name, result in zip(images, names, results, strict=True):
                 if isinstance(result, Exception):
@@ -125,19 +111,6 @@ def _distinct_names(images: tuple[Path, ...]) -> list[str]:
             name = f"{stem}_{count}"
         names.append(name)
     return names
-
-
-def _progress(total: int) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=total < 2 or not console.is_terminal,
-    )
 
 
 def _line(image: Path, result: Explanation, written: dict[str, Path], as_json: bool) -> str:

@@ -1,0 +1,35 @@
+"""The progress bar of the subcommands: on stderr, and only where a person looks at it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool = True) -> Progress:
+    """A bar with a count and the time left; `columns` stand before the time left.
+
+    Parameters
+    ----------
+    columns : further columns.
+    wanted : False shows nothing.
+    transient : whether the bar goes away at the end.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        disable=not (wanted and console.is_terminal),
+    )
