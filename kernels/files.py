@@ -10,11 +10,12 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
 
     A reader sees the old file or the whole new one, never a part. The temporary name keeps the
-    suffix of `path`, because image and array writers choose their format by it.
+    suffix of `path`, because image and array writers choose their format by it. `mode` is the
+    result's; None takes what the umask leaves of 0o666.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -22,9 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; the result should not be
+        if mode is None:
+            umask = os.umask(0)
+            os.umask(umask)
+            mode = 0o666 & ~umask
+        temporary.chmod(mode)  # mkstemp makes the file private
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,151 @@
+"""TensorRT or TensorRT-RTX, found once: the module, its version, and a logger that it keeps.
+
+The two have the same Python API. They differ in how a network says its precisions, which is settled
+here, and in the builder's few settings of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import importlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vitcx.runtime.errors import EngineError, InputError, MissingExtraError
+
+log = logging.getLogger("vitcx")
+
+# Flavour, which is the engine's name -> (module, extra that installs it).
+FLAVOURS = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+
+# Severity and text.
+Message = tuple[int, str]
+
+
+class Severity(enum.IntEnum):
+    """TensorRT's own, under the numbers that its loggers get."""
+
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+# What TensorRT calls information is a page for each build: nobody who asks vitcx to tell more means
+# that.
+_LEVELS = {
+    Severity.INTERNAL_ERROR: logging.ERROR,
+    Severity.ERROR: logging.ERROR,
+    Severity.WARNING: logging.WARNING,
+    Severity.INFO: logging.DEBUG,
+    Severity.VERBOSE: logging.DEBUG - 5,
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """One flavour of TensorRT.
+
+    Attributes
+    ----------
+    flavour : "tensorrt" or "tensorrt-rtx".
+    module : `tensorrt` or `tensorrt_rtx`.
+    version : of the library, such as "1.7.1.116".
+    logger : an `ILogger` that forwards to the logger "vitcx". TensorRT wants one for the process.
+    """
+
+    flavour: str
+    module: Any
+    version: str
+    logger: Any
+    _heard: list[list[Message]] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def major(self) -> int:
+        return int(self.version.split(".")[0])
+
+    @property
+    def networks_have_types(self) -> bool:
+        """Whether a network's precisions are those of its ONNX file, and nothing else's."""
+        return self.flavour == "tensorrt-rtx" or self.major >= 10
+
+    @property
+    def network_flags(self) -> int:
+        """For `Builder.create_network`: strongly typed, in each version's way."""
+        if self.flavour == "tensorrt-rtx" or self.major >= 11:
+            return 0  # every network is
+        flags = self.module.NetworkDefinitionCreationFlag
+        # TensorRT 8 and 9 are told their types by the builder's flags.
+        return 1 << int(flags.STRONGLY_TYPED if self.networks_have_types else flags.EXPLICIT_BATCH)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[list[Message]]:
+        """A list that fills with the library's messages: its calls return None and log the cause.
+
+        Messages carry no sender: those of other threads that use the library come too.
+        """
+        messages: list[Message] = []
+        self._heard.append(messages)
+        try:
+            yield messages
+        finally:
+            self._heard[:] = [other for other in self._heard if other is not messages]
+
+
+@functools.cache
+def find_library(flavour: str) -> Library:
+    """The library called `flavour`, imported when first asked for.
+
+    Raises
+    ------
+    InputError
+        There is no such flavour.
+    MissingExtraError
+        It is not installed.
+    EngineError
+        It is installed and does not load.
+    """
+    if flavour not in FLAVOURS:
+        raise InputError(
+            f"the flavour of TensorRT is {flavour!r}, not one of {', '.join(FLAVOURS)}"
+        )
+    name, extra = FLAVOURS[flavour]
+    missing = MissingExtraError(f"the engine '{flavour}'", name, extra)
+    try:
+        module: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != name:
+            raise EngineError(f"the module '{name}' does not load: {error}") from error
+        raise missing from None
+    except Exception as error:  # the packages load their libraries by ctypes: OSError, RuntimeError
+        raise EngineError(f"the module '{name}' does not load: {error}") from error
+    # The package of type stubs leaves a folder that imports as an empty module.
+    if not hasattr(module, "Builder"):
+        raise missing
+    heard: list[list[Message]] = []
+    return Library(flavour, module, str(module.__version__), _logger(module, heard), heard)
+
+
+def _logger(module: Any, heard: list[list[Message]]) -> Any:
+    """An `ILogger` of the module that forwards to `logging`, and fills the lists in `heard`."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = module
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            known = Severity(int(severity))
+            log.log(_LEVELS[known], "%s: %s", module.__name__, msg)
+            for messages in tuple(heard):
+                messages.append((known, msg))
+
+    return Logger()
