@@ -24,16 +24,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
 from vitcx.kernels.closing import Closing
+from vitcx.runtime.agenda import Agenda, Encode, Entry, Place, Prepare, Score
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.scheduler import PackedBatch, Scheduler, Task
+from vitcx.runtime.scheduler import PackedBatch, Task
 from vitcx.runtime.session import Scores, Session
+from vitcx.runtime.ticket import Ticket
 
 
 class Stages(Protocol):
@@ -52,50 +51,6 @@ class Stages(Protocol):
 
     def finish(self, work: Any) -> Explanation:
         """The explanation, from the scores."""
-
-
-class Ticket(Future[Explanation]):
-    """A picture on its way. `cancel` drops its rows.
-
-    Attributes
-    ----------
-    engine_failed : whether the error is the engine's, and so no fault of the picture.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine_failed = False
-        self._on_cancel: Callable[[], None] | None = None
-
-    def cancel(self) -> bool:
-        """Drop the picture's rows. False if it is done already."""
-        if not super().cancel():
-            return False
-        # Taken out here and on completion: it refers back to the ticket, and such a ring would
-        # keep the picture until the garbage collector's next round.
-        drop, self._on_cancel = self._on_cancel, None
-        if drop is not None:
-            drop()
-        return True
-
-
-class _Place(IntEnum):
-    """How far a picture has come."""
-
-    WAITING, PREPARING, PREPARED, ENCODING, PLANNED = range(5)
-
-
-@dataclass(eq=False)
-class _Entry:
-    request: Any
-    index: int
-    ticket: Ticket
-    place: _Place = _Place.WAITING
-    work: Any = None
-    task: Task | None = None
-    held: bool = False  # counted in `Pipeline._held`
-    closed: bool = False  # done or cancelled: whoever has it at hand lets it go
-    settled: bool = False
 
 
 class Pipeline(Closing):
@@ -125,22 +80,15 @@ class Pipeline(Closing):
     ) -> None:
         self.limit = limit
         self._stages = stages
-        self._scorers = scorers
-        self._encode_size = min(encode_size, limit)
-        self._in_order = in_order
         self._on_batch = on_batch
-        self._scheduler = Scheduler(stages.session)
-        self._changed = threading.Condition()
-        # Every picture whose rows are not all scored, by its index, in order of submission.
-        self._open: dict[int, _Entry] = {}
-        # Of those, the ones whose rows the scheduler does not have yet.
-        self._line: deque[_Entry] = deque()
-        self._by_task: dict[Task, _Entry] = {}
-        self._submitted = 0
-        self._held = 0  # pictures in memory: from preparation to result
-        self._scoring = 0
-        self._encoding = 0
-        self._ended = False
+        self._changed = threading.Condition()  # its lock is held around every use of the agenda
+        self._agenda = Agenda(
+            stages.session,
+            limit=limit,
+            scorers=scorers,
+            encode_size=encode_size,
+            in_order=in_order,
+        )
         self._closed = False
         self._engine_error: Exception | None = None
         self._threads = [
@@ -159,12 +107,12 @@ class Pipeline(Closing):
     def waiting(self) -> int:
         """Pictures that nothing has been done to yet."""
         with self._changed:
-            return sum(entry.place == _Place.WAITING for entry in self._line)
+            return sum(entry.place == Place.WAITING for entry in self._agenda.line)
 
     @property
     def pending_rows(self) -> int:
         """Rows that wait for a batch."""
-        return self._scheduler.pending_rows
+        return self._agenda.scheduler.pending_rows
 
     def submit(self, request: Any) -> Ticket:
         """Queue a picture and return at once; it is held as it is until its turn comes."""
@@ -172,18 +120,14 @@ class Pipeline(Closing):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pipeline is closed")
-            entry = _Entry(request, self._submitted, ticket)
-            self._submitted += 1
-            self._open[entry.index] = entry
-            self._line.append(entry)
-            ticket._on_cancel = partial(self._drop, entry)
+            ticket.on_cancel = partial(self._drop, self._agenda.add(request, ticket))
             self._changed.notify()
         return ticket
 
     def end(self) -> None:
         """Say that no more is coming: what is left runs in a short batch."""
         with self._changed:
-            self._ended = True
+            self._agenda.ended = True
             self._changed.notify_all()
 
     def run(self) -> None:
@@ -193,7 +137,7 @@ class Pipeline(Closing):
                 job = self._next_job()
             if job is None:
                 return
-            job()
+            self._do(job)
 
     def stream(self, requests: Iterable[Any]) -> Iterator[Ticket]:
         """Submit requests no faster than `limit` allows; yields their done tickets in order."""
@@ -214,7 +158,7 @@ class Pipeline(Closing):
         """Cancel what is not done and stop the threads. Twice does no harm."""
         with self._changed:
             self._closed = True
-            entries = list(self._open.values())
+            entries = list(self._agenda.open.values())
         for entry in entries:
             entry.ticket.cancel()
         with self._changed:
@@ -224,60 +168,8 @@ class Pipeline(Closing):
             if thread is not threading.current_thread():
                 thread.join()
 
-    # ---- choosing what to do; the lock is held
-
-    def _next_job(self) -> Callable[[], None] | None:
-        if self._closed:
-            return None
-        free = self._scoring < self._scorers
-        if free and self._scheduler.pending_rows >= self._stages.session.batch_size:
-            return self._take_batch()
-        stalled = self._stalled()
-        if group := self._take_group(stalled):
-            return partial(self._encode, group)
-        if self._held < self.limit:
-            for entry in self._line:
-                if entry.place == _Place.WAITING:
-                    entry.place = _Place.PREPARING
-                    entry.held = True
-                    self._held += 1
-                    return partial(self._prepare, entry)
-        if free and stalled and self._scheduler.pending_rows:
-            return self._take_batch()
-        return None
-
-    def _take_batch(self) -> Callable[[], None]:
-        self._scoring += 1
-        return partial(self._score, self._scheduler.pack())
-
-    def _stalled(self) -> bool:
-        """Whether no full batch and no full encoding can come of waiting."""
-        if not self._in_order:
-            return self._encoding == 0
-        if self._scoring or any(
-            entry.place != _Place.PREPARED for entry in self._line
-        ):  # what is on its way may fill the batch
-            return False
-        first = next(iter(self._open), self._submitted)
-        return self._ended or self._submitted - first >= self.limit
-
-    def _take_group(self, stalled: bool) -> list[_Entry]:
-        """The next pictures to encode together, or none."""
-        group: list[_Entry] = []
-        for entry in self._line:
-            if entry.place == _Place.PREPARED:
-                group.append(entry)
-            elif self._in_order and entry.place < _Place.PREPARED:
-                break  # its turn comes first
-            if len(group) == self._encode_size:
-                break
-        if self._in_order and len(group) < self._encode_size and not stalled:
-            return []
-        if group:
-            self._encoding += 1
-        for entry in group:
-            entry.place = _Place.ENCODING
-        return group
+    def _next_job(self) -> Prepare | Encode | Score | None:
+        return None if self._closed else self._agenda.next_job()
 
     # ---- doing it; the lock is not held
 
@@ -288,10 +180,19 @@ class Pipeline(Closing):
                     self._changed.wait()
             if job is None:
                 return
-            job()
+            self._do(job)
             del job  # it holds a picture, and the next may be long in coming
 
-    def _prepare(self, entry: _Entry) -> None:
+    def _do(self, job: Prepare | Encode | Score) -> None:
+        match job:
+            case Prepare(entry):
+                self._prepare(entry)
+            case Encode(group):
+                self._encode(group)
+            case Score(packed):
+                self._score(packed)
+
+    def _prepare(self, entry: Entry) -> None:
         try:
             work = self._stages.prepare(entry.request)
         except Exception as error:  # whatever it is, it is this picture's alone
@@ -300,10 +201,10 @@ class Pipeline(Closing):
         with self._changed:
             entry.request = None
             entry.work = work
-            entry.place = _Place.PREPARED
+            entry.place = Place.PREPARED
             self._changed.notify_all()
 
-    def _encode(self, group: list[_Entry]) -> None:
+    def _encode(self, group: list[Entry]) -> None:
         failure: Exception | None = None
         try:
             self._stages.encode([entry.work for entry in group])
@@ -316,13 +217,12 @@ class Pipeline(Closing):
             elif not entry.closed:
                 self._plan(entry)
         with self._changed:
-            self._encoding -= 1
-            without_rows = self._hand_over()
+            without_rows = self._agenda.encoded()
             self._changed.notify_all()
         for entry in without_rows:
             self._finish(entry)
 
-    def _plan(self, entry: _Entry) -> None:
+    def _plan(self, entry: Entry) -> None:
         try:
             task = self._stages.plan(entry.work)
         except Exception as error:
@@ -330,29 +230,7 @@ class Pipeline(Closing):
             return
         with self._changed:
             entry.task = task
-            entry.place = _Place.PLANNED
-
-    def _hand_over(self) -> list[_Entry]:
-        """Give planned rows to the scheduler; returns the pictures that have none.
-
-        The lock is held.
-        """
-        without_rows: list[_Entry] = []
-        kept: deque[_Entry] = deque()
-        while self._line:
-            entry = self._line.popleft()
-            if entry.task is None:
-                kept.append(entry)
-                if self._in_order:
-                    break
-            elif entry.task.done:
-                del self._open[entry.index]
-                without_rows.append(entry)
-            else:
-                self._by_task[entry.task] = entry
-                self._scheduler.add(entry.task)
-        self._line = kept + self._line
-        return without_rows
+            entry.place = Place.PLANNED
 
     def _score(self, packed: PackedBatch) -> None:
         try:
@@ -360,8 +238,7 @@ class Pipeline(Closing):
         except Exception as error:
             self._engine_error = error
             with self._changed:
-                self._scoring -= 1
-                hit = [self._by_task[task] for task in packed.tasks if task in self._by_task]
+                hit = self._agenda.lost(packed)
             for entry in hit:
                 self._fail(entry, error, engine=True)
             return
@@ -369,18 +246,12 @@ class Pipeline(Closing):
         if self._on_batch is not None:
             self._on_batch(packed.batch.rows, scores)
         with self._changed:
-            self._scoring -= 1
-            # A cancelled picture's rows are scored if they were packed already, and belong to none.
-            finished = [
-                self._by_task.pop(task) for task in packed.deliver(scores) if task in self._by_task
-            ]
-            for entry in finished:
-                del self._open[entry.index]
+            finished = self._agenda.scored(packed, scores)
             self._changed.notify_all()
         for entry in finished:
             self._finish(entry)
 
-    def _finish(self, entry: _Entry) -> None:
+    def _finish(self, entry: Entry) -> None:
         try:
             result = self._stages.finish(entry.work)
         except Exception as error:
@@ -389,12 +260,12 @@ class Pipeline(Closing):
         if self._settle(entry):
             entry.ticket.set_result(result)
 
-    def _fail(self, entry: _Entry, error: Exception, *, engine: bool = False) -> None:
+    def _fail(self, entry: Entry, error: Exception, *, engine: bool = False) -> None:
         if self._settle(entry):
             entry.ticket.engine_failed = engine
             entry.ticket.set_exception(error)
 
-    def _settle(self, entry: _Entry) -> bool:
+    def _settle(self, entry: Entry) -> bool:
         """Let go of a picture; whether its ticket still wants an answer.
 
         The answer is given without the lock: it calls whoever waits for it.
@@ -404,25 +275,15 @@ class Pipeline(Closing):
             self._release(entry)
         if settled:  # two batches of one picture can fail at a time
             return False
-        entry.request = entry.work = entry.task = entry.ticket._on_cancel = None
+        entry.request = entry.work = entry.task = entry.ticket.on_cancel = None
         return entry.ticket.set_running_or_notify_cancel()
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: Entry) -> None:
         with self._changed:
             self._release(entry)
 
-    def _release(self, entry: _Entry) -> None:
-        """Take a picture out of every queue and give its place free; the lock is held."""
-        entry.closed = True
-        self._open.pop(entry.index, None)
-        if entry in self._line:
-            self._line.remove(entry)
-        if entry.task is not None:
-            self._scheduler.cancel(entry.task)
-            self._by_task.pop(entry.task, None)
-        if entry.held:
-            entry.held = False
-            self._held -= 1
+    def _release(self, entry: Entry) -> None:
+        self._agenda.release(entry)
         self._changed.notify_all()
 
 

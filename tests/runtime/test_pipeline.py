@@ -16,6 +16,7 @@ from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.pipeline import Pipeline
 from vitcx.runtime.session import Batch, Scores, Session
+from vitcx.runtime.steps import Steps
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -279,7 +280,9 @@ def test_requests_of_many_threads_share_batches(explainer: Explainer) -> None:
 
 def test_pictures_are_encoded_together_where_asked(explainer: Explainer) -> None:
     session = watched(explainer)
-    with Pipeline(explainer, limit=8, workers=2, encode_size=3) as pipeline:
+    with Pipeline(
+        Steps(explainer.manifest, explainer.session), limit=8, workers=2, encode_size=3
+    ) as pipeline:
         requests = [explainer.request(random_picture(i)) for i in range(8)]
         results = [ticket.result(WAIT) for ticket in pipeline.stream(requests)]
     assert len(results) == 8

@@ -11,7 +11,7 @@ import click
 from vitcx.runtime.engines import ENGINE_NAMES
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.estimators import ESTIMATOR_NAMES
-from vitcx.runtime.explainer import CLUSTER_MASKS
+from vitcx.runtime.settings import CLUSTER_MASKS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -7,8 +7,8 @@ import typing
 from typing import Any
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.explainer import Settings
 from vitcx.runtime.methods import METHOD_NAMES
+from vitcx.runtime.settings import Settings
 
 # A map of random numbers: what insertion minus deletion is worth when nothing is known.
 RANDOM_ORDER = "random-order"

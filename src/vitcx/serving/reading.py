@@ -15,8 +15,9 @@ from fastapi import Request as HttpRequest
 from starlette.datastructures import UploadFile
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.explainer import Explainer, Request, Settings
+from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.pictures import EncodedPicture
+from vitcx.runtime.settings import Request, Settings
 from vitcx.serving.desk import Limits, Refused
 
 SETTING_NAMES = frozenset(field.name for field in fields(Settings))
