@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.methods import attention, gradients, relevance
 from benchmarks.methods.attention import NotApplicable
+from vitcx.evaluation.variants import parse_variant
 from vitcx.runtime.explainer import Explainer
 
 FloatArray = NDArray[np.float32]
@@ -81,9 +82,13 @@ def rise_of(mask_count: int) -> Explain:
 
 @functools.cache
 def method(name: str) -> Explain:
-    """The method called `name`; ``RISE-N`` is RISE with N masks."""
+    """The method called `name`; ``RISE-N`` is RISE with N masks, ``vit-cx:estimator=fast`` and the
+    like an engine's method with settings.
+    """
     if name.startswith("RISE-"):
         return rise_of(int(name.removeprefix("RISE-")))
+    if ":" in name:
+        return _engine(**parse_variant(name))
     return METHODS[name]
 
 

@@ -15,6 +15,7 @@ So the total is 1 at every depth (conservation; tested). Computed in float64 for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,13 +76,25 @@ def _check(model: nn.Module) -> None:
         raise NotApplicable(f"{type(model).__name__}: these LRP rules need one linear head")
 
 
+def _heads(model: Any) -> list[nn.Linear]:
+    """Of the tokens 0, 1 ...: a distilled DeiT answers by the mean of two heads."""
+    return [model.head, *filter(None, [getattr(model, "head_dist", None)])]
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """What each head's logit gets of a total of 1, by the rule of sums: positive, in proportion to
+    its magnitude.
+    """
+    return logits.abs() / logits.abs().sum().clamp(min=_TINY)
+
+
 def propagate(model: nn.Module, image: FloatArray, target: int) -> Relevance:
     """Relevance of the target's logit, block by block, first block first.
 
     Raises
     ------
     NotApplicable
-        For a model that is no plain ViT (no [CLS] token, distilled, or hierarchical).
+        For a model that is no plain ViT (no [CLS] token, or hierarchical).
     """
     _check(model)
     kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -89,7 +102,8 @@ def propagate(model: nn.Module, image: FloatArray, target: int) -> Relevance:
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kept[module] = (inputs[0][0].double(), output[0].double())
 
-    wanted: list[nn.Module] = [model.norm, model.head]
+    heads = _heads(model)
+    wanted: list[nn.Module] = [model.norm, *heads]
     for block in model.blocks:
         attention = block.attn
         wanted += [block, block.norm1, attention.qkv, attention.q_norm, attention.k_norm]
@@ -104,12 +118,13 @@ def propagate(model: nn.Module, image: FloatArray, target: int) -> Relevance:
             handle.remove()
 
     with torch.no_grad():
-        weight = model.head.weight.double()
-        one = torch.zeros(1, len(weight), dtype=torch.float64)
-        one[0, target] = 1
-        cls = linear_rule(kept[model.head][0][None], weight, one)
         relevance = torch.zeros_like(kept[model.norm][0])
-        relevance[0] = cls[0]
+        logits = torch.stack([kept[head][1][target] for head in heads])
+        for token, (head, share) in enumerate(zip(heads, _shares(logits), strict=True)):
+            weight = head.weight.double()
+            out = torch.zeros(1, len(weight), dtype=torch.float64)
+            out[0, target] = share
+            relevance[token] = linear_rule(kept[head][0][None], weight, out)[0]
         of_attention: list[Tensor] = []
         of_tokens: list[Tensor] = []
         for block, attention in zip(reversed(model.blocks), reversed(attentions), strict=True):

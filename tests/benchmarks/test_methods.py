@@ -44,6 +44,26 @@ def test_relevance_is_conserved_from_the_logit_to_the_first_block(vit, image):
         assert float(tokens.sum()) == pytest.approx(1, abs=1e-6)
 
 
+def test_relevance_of_a_distilled_deit_is_conserved_over_both_its_heads(image):
+    timm = import_timm()
+    torch.manual_seed(0)
+    deit = timm.models.deit.VisionTransformerDistilled(
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7
+    ).eval()
+    for tokens in relevance.propagate(deit, image, 3).tokens:
+        assert float(tokens.sum()) == pytest.approx(1, abs=1e-6)
+    for explain in (relevance.cgw1, relevance.partial_lrp, attention.cgw2):
+        assert explain(deit, image, 2).shape == (32, 32)
+    # A head that says nothing of the class leaves all the relevance to the other.
+    both = relevance.partial_lrp(deit, image, 3)
+    with torch.no_grad():
+        deit.head_dist.weight[3] = 0
+        deit.head_dist.bias[3] = 0
+    assert np.abs(relevance.partial_lrp(deit, image, 3) - both).max() > 0
+    for tokens in relevance.propagate(deit, image, 3).tokens:
+        assert float(tokens.sum()) == pytest.approx(1, abs=1e-6)
+
+
 def test_lrp_rules_against_loops():
     rng = torch.Generator().manual_seed(1)
     x, weight = torch.randn(2, 4, generator=rng), torch.randn(3, 4, generator=rng)
