@@ -33,6 +33,8 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# Without what it depends on: a TensorRT of its own version, from another host.
+	$(BIN)/python -m pip install --quiet --no-deps tensorrt-stubs
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -125,12 +125,14 @@ def build_plan(
             raise _failure(library, "cannot start a builder", messages) from None
         network = builder.create_network(library.network_flags)
         _parse(library, network, bundle)
+        attentions = _count_attentions(library, network)
         config = builder.create_builder_config()
         _configure(library, config, bundle, options)
         height, width = bundle.manifest.input_size
         for least, most in ((1, shapes.encode_images), (shapes.batch_size, shapes.batch_size)):
             profile = builder.create_optimization_profile()
-            small, large = (least, 3, height, width), (most, 3, height, width)
+            small = trt.Dims4(least, 3, height, width)
+            large = trt.Dims4(most, 3, height, width)
             profile.set_shape(INPUT, small, small, large)
             if config.add_optimization_profile(profile) < 0:
                 raise _failure(library, f"refuses batches of {least} to {most}", messages)
@@ -155,7 +157,7 @@ def build_plan(
             seconds=time.perf_counter() - start,
             bytes=len(plan),
             profiles=config.num_optimization_profiles,
-            attentions=_attentions(library, network),
+            attentions=attentions,
             layers=layers,
             fused=fused,
             warnings=each_once([t for severity, t in messages if severity == Severity.WARNING]),
@@ -185,7 +187,8 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
         trt = library.module
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(bundle.model_path)):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
         raise BundleError(
             f"the parser of {library.flavour} {library.version} does not take "
             f"'{bundle.model_path}': {'; '.join(each_once(reasons))}"
@@ -264,8 +267,12 @@ def _timings(
     return timings
 
 
-def _attentions(library: Library, network: trt.INetworkDefinition) -> int:
-    """Attentions in a network: layers that are one, and softmaxes over more than a batch."""
+def _count_attentions(library: Library, network: trt.INetworkDefinition) -> int:
+    """Attentions in a network: whole nodes (opset 23), and softmaxes over more than a batch.
+
+    A whole node for which the library has no fused kernel may be taken apart: without that, it
+    refuses the graph. The report says how many were fused.
+    """
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -273,9 +280,11 @@ def _attentions(library: Library, network: trt.INetworkDefinition) -> int:
     whole = getattr(trt.LayerType, "ATTENTION_INPUT", None)
     count = 0
     for index in range(network.num_layers):
-        layer = network.get_layer(index)
+        layer: Any = network.get_layer(index)
         if layer.type == trt.LayerType.SOFTMAX:
             count += len(layer.get_input(0).shape) > 2  # the classes' own is (B,C)
-        elif layer.type == whole:
+        elif whole is not None and layer.type == whole:
+            layer.__class__ = getattr(trt, "IAttentionInputLayer")  # noqa: B009 - not in the stubs
+            layer.attention.decomposable = True
             count += 1
     return count
