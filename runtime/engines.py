@@ -1,46 +1,39 @@
-"""Which engines there are, which can run here, and choosing one by name.
+"""Which engines there are, and choosing one by name.
 
 An engine asked for by name that cannot run is an error; only ``auto`` chooses, and says in the log
-what it took and why not the others.
+what it took and why not the others. It never changes the precision.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.errors import EngineError, InputError
+from vitcx.runtime.probes import (
+    EngineStatus,
+    probe_cuda,
+    probe_onnxruntime,
+    probe_openvino,
+    probe_tensorrt,
+)
 from vitcx.runtime.session import Session
+
+__all__ = ["AUTOMATIC", "ENGINE_NAMES", "EngineStatus", "open_session", "probe_engines"]
 
 log = logging.getLogger("vitcx")
 
 
 @dataclass(frozen=True)
-class EngineStatus:
-    """Whether an engine can run here. `reason` says what it would run on, or what it lacks."""
-
-    name: str
-    available: bool
-    reason: str
-
-
-@dataclass(frozen=True)
 class _Engine:
+    """`automatic`: whether ``auto`` may take it."""
+
     probe: Callable[[], EngineStatus]
     open: Callable[[Bundle, int | None, int | None], Session]
-
-
-def _probe_onnxruntime() -> EngineStatus:
-    from vitcx.runtime.onnxruntime_session import import_onnxruntime
-
-    try:
-        ort = import_onnxruntime()
-    except ImportError as error:
-        return EngineStatus("onnxruntime", False, str(error))
-    return EngineStatus("onnxruntime", True, f"ONNX Runtime {ort.__version__} on the CPU")
+    automatic: bool = True
 
 
 def _open_onnxruntime(bundle: Bundle, threads: int | None, batch_size: int | None) -> Session:
@@ -49,32 +42,50 @@ def _open_onnxruntime(bundle: Bundle, threads: int | None, batch_size: int | Non
     return OnnxRuntimeSession(bundle, threads, batch_size)
 
 
-def _planned(name: str, module: str) -> _Engine:
-    """An engine whose session is not written yet: it says so, and whether its library is here."""
+def _open_openvino(
+    name: str, bundle: Bundle, threads: int | None, batch_size: int | None
+) -> Session:
+    from vitcx.runtime.openvino_session import OpenVinoSession
 
-    def probe() -> EngineStatus:
-        found = importlib.util.find_spec(module) is not None
-        library = f"the module '{module}' is {'' if found else 'not '}installed"
-        return EngineStatus(name, False, f"planned, not in this version ({library})")
+    return OpenVinoSession(bundle, threads, batch_size, name=name)
+
+
+def _planned(probe: Callable[[], EngineStatus]) -> _Engine:
+    """An engine whose session is not written yet: it says so, and what else is missing."""
+
+    def planned() -> EngineStatus:
+        status = probe()
+        reason = "planned, not in this version"
+        return replace(status, available=False, reason=reason, problems=(reason, *status.problems))
 
     def refuse(bundle: Bundle, threads: int | None, batch_size: int | None) -> Session:
-        raise EngineError(f"the engine '{name}' cannot run here: {probe().reason}")
+        raise EngineError(f"the engine '{probe().name}' cannot run here: {planned().reason}")
 
-    return _Engine(probe, refuse)
+    return _Engine(planned, refuse)
 
 
-# In the order in which `auto` prefers them.
+# In the order in which `auto` prefers them. OpenVINO is by name only: on a CPU, `auto` means one
+# engine, so that no package that is installed beside it changes the last bits of a result.
 _ENGINES = {
-    "tensorrt": _planned("tensorrt", "tensorrt"),
-    "tensorrt-rtx": _planned("tensorrt-rtx", "tensorrt_rtx"),
-    "cuda": _planned("cuda", "onnxruntime"),
-    "onnxruntime": _Engine(_probe_onnxruntime, _open_onnxruntime),
+    "tensorrt": _planned(partial(probe_tensorrt, "tensorrt")),
+    "tensorrt-rtx": _planned(partial(probe_tensorrt, "tensorrt-rtx")),
+    "cuda": _planned(probe_cuda),
+    "onnxruntime": _Engine(probe_onnxruntime, _open_onnxruntime),
+    "openvino": _Engine(
+        partial(probe_openvino, "openvino"), partial(_open_openvino, "openvino"), automatic=False
+    ),
+    "openvino-bf16": _Engine(
+        partial(probe_openvino, "openvino-bf16"),
+        partial(_open_openvino, "openvino-bf16"),
+        automatic=False,
+    ),
 }
 ENGINE_NAMES = ("auto", *_ENGINES)
+AUTOMATIC = tuple(name for name, engine in _ENGINES.items() if engine.automatic)
 
 
 def probe_engines() -> list[EngineStatus]:
-    """Every engine's status on this machine, in the order in which ``auto`` prefers them."""
+    """Every engine's status on this machine: those of ``auto`` first, in its order."""
     return [engine.probe() for engine in _ENGINES.values()]
 
 
@@ -104,12 +115,28 @@ def open_session(
             raise InputError(f"{name} is {value!r}: give a whole number of at least 1, or None")
     if engine != "auto":
         return _ENGINES[engine].open(bundle, threads, batch_size)
+    return _open_automatic(bundle, threads, batch_size)
+
+
+def _open_automatic(bundle: Bundle, threads: int | None, batch_size: int | None) -> Session:
     refused: list[str] = []
-    for name, candidate in _ENGINES.items():
-        status = candidate.probe()
-        if status.available:
-            others = "; ".join(refused) or "it is the first choice"
-            log.info("engine %s: %s (%s)", name, status.reason, others)
-            return candidate.open(bundle, threads, batch_size)
-        refused.append(f"{name}: {status.reason}")
+    failure: Exception | None = None
+    for name in AUTOMATIC:
+        status = _ENGINES[name].probe()
+        if not status.available:
+            refused.append(f"{name}: {status.reason}")
+            continue
+        try:
+            session = _ENGINES[name].open(bundle, threads, batch_size)
+        except Exception as error:  # whatever a device's libraries raise: the next engine may work
+            failure = error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("engine %s should run here and does not open: %s", name, reason)
+            refused.append(f"{name} does not open: {reason}")
+            continue
+        others = "; ".join(refused) or "it is the first choice"
+        log.info("engine %s: %s (%s)", name, status.reason, others)
+        return session
+    if failure is not None:  # the last one's: a fault of the bundle is one to every engine
+        raise failure
     raise EngineError(f"no engine can run here: {'; '.join(refused)}")

@@ -217,8 +217,8 @@ def load(
     Parameters
     ----------
     bundle : ``"demo"`` for the embedded model, or the folder that ``vitcx export`` wrote.
-    engine : ``auto``, or one by name: ``onnxruntime``, ``cuda``, ``tensorrt``, ``tensorrt-rtx``.
-        One asked for by name that cannot run here is an error.
+    engine : ``auto``, or one by name: ``tensorrt``, ``tensorrt-rtx``, ``cuda``, ``onnxruntime``,
+        ``openvino``, ``openvino-bf16``. One asked for by name that cannot run here is an error.
     threads : CPU threads of one forward pass; None takes every core.
     batch_size : rows of a mask batch; None takes the engine's default.
 

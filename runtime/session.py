@@ -52,11 +52,13 @@ class Session(Closing, abc.ABC):
     ----------
     engine : the engine's name, as the user gives it.
     device : where it runs, in words.
+    precision : what it computes in; empty where that is as the bundle's graph says.
     batch_size : the rows of a full mask batch.
     """
 
     engine: str
     device: str
+    precision: str = ""
     batch_size: int
 
     @abc.abstractmethod

@@ -183,6 +183,7 @@ class Steps:
             "model_sha256": self.manifest.files["model.onnx"],
             "engine": self.session.engine,
             "device": self.session.device,
+            "execution_precision": self.session.precision or self.manifest.precision,
             "vitcx": _version(),
         }
 
