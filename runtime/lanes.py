@@ -1,0 +1,61 @@
+"""Work on the rows of a batch, side by side on the processor's cores.
+
+A forward pass of a few rows on one core keeps its activations in that core's own cache; one pass of
+the whole batch, with every core on each of its operations, does not, and its cores wait for each
+other some hundred times a pass. Measured with ONNX Runtime on 2 cores: 22 % more rows a second for
+DeiT-Tiny at 224 px, 25 % more for the embedded model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from vitcx.kernels.closing import Closing
+
+# DeiT-Tiny, rows a second in passes of 1, 2, 3, 4, 8, 16 rows: 82, 84, 82, 79, 75, 55.
+LANE_ROWS = 2
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_T = TypeVar("_T")
+
+
+def available_cores() -> int:
+    """Physical cores that this process may run on; logical ones where the system does not tell."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in allowed:
+        try:
+            siblings.add((_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return len(allowed)
+    return len(siblings)
+
+
+class Lanes(Closing):
+    """A few threads that share rows out among them; a context manager. Safe to use from several.
+
+    Parameters
+    ----------
+    count : how many passes run side by side, at least 1; with 1 the caller does the work.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "vitcx-lane") if count > 1 else None
+
+    def map(self, work: Callable[[slice], _T], items: int, size: int = LANE_ROWS) -> list[_T]:
+        """`work` on slices of at most `size` of so many items; its answers, in order."""
+        parts = [slice(start, min(start + size, items)) for start in range(0, items, size)]
+        if self._pool is None or len(parts) == 1:
+            return [work(part) for part in parts]
+        return list(self._pool.map(work, parts))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
