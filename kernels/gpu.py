@@ -35,6 +35,7 @@ class Gpu:
     ----------
     name : the product's name.
     arch : such as ``sm_90``.
+    compute_capability : such as ``9.0``.
     processors : how many multiprocessors it has.
 
     Raises
@@ -52,7 +53,9 @@ class Gpu:
             raise DeviceError(_why_unusable(index, error)) from error
         self.index = index
         self.name = str(self._device.name)
-        self.arch = f"sm_{self._device.arch}"
+        arch = str(self._device.arch)
+        self.arch = f"sm_{arch}"
+        self.compute_capability = f"{arch[:-1]}.{arch[-1]}"
         self.processors = int(self._device.properties.multiprocessor_count)
 
     def make_current(self) -> None:
@@ -71,6 +74,12 @@ class Gpu:
         size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
         buffer = self._device.allocate(size, stream=stream.native)
         return DeviceArray(buffer, shape, dtype, device=self.index, owned=True, stream=stream)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any, stream: Stream) -> DeviceArray:
+        """Owned device memory whose bytes are 0 once `stream` has passed this point."""
+        result = self.allocate(shape, dtype, stream)
+        result.buffer.fill(0, stream=stream.native)
+        return result
 
     def upload(self, array: NDArray[Any], stream: Stream) -> DeviceArray:
         """An owned copy of a NumPy array on the device, queued on `stream`.

@@ -50,6 +50,14 @@ def _open_openvino(
     return OpenVinoSession(bundle, threads, batch_size, name=name)
 
 
+def _open_tensorrt(
+    flavour: str, bundle: Bundle, threads: int | None, batch_size: int | None
+) -> Session:
+    from vitcx.runtime.tensorrt_session import TensorRTSession
+
+    return TensorRTSession(bundle, flavour, batch_size)  # it has no use for the CPU's threads
+
+
 def _planned(probe: Callable[[], EngineStatus]) -> _Engine:
     """An engine whose session is not written yet: it says so, and what else is missing."""
 
@@ -67,8 +75,10 @@ def _planned(probe: Callable[[], EngineStatus]) -> _Engine:
 # In the order in which `auto` prefers them. OpenVINO is by name only: on a CPU, `auto` means one
 # engine, so that no package that is installed beside it changes the last bits of a result.
 _ENGINES = {
-    "tensorrt": _planned(partial(probe_tensorrt, "tensorrt")),
-    "tensorrt-rtx": _planned(partial(probe_tensorrt, "tensorrt-rtx")),
+    "tensorrt": _Engine(partial(probe_tensorrt, "tensorrt"), partial(_open_tensorrt, "tensorrt")),
+    "tensorrt-rtx": _Engine(
+        partial(probe_tensorrt, "tensorrt-rtx"), partial(_open_tensorrt, "tensorrt-rtx")
+    ),
     "cuda": _planned(probe_cuda),
     "onnxruntime": _Engine(probe_onnxruntime, _open_onnxruntime),
     "openvino": _Engine(

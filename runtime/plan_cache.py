@@ -113,6 +113,17 @@ def keep(key: PlanKey, plan: bytes, directory: Path | None = None) -> None:
     _store(folder, key.digest(), plan, key)
 
 
+def drop(key: PlanKey, directory: Path | None = None) -> None:
+    """Take the plan of `key` out of the cache, if it is there and can be taken."""
+    folder = directory or cache_directory()
+    # The note first: a plan without one does not count.
+    for suffix in ("json", "plan"):
+        try:
+            (folder / f"{key.digest()}.{suffix}").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the plan cache %s cannot be written: %s", folder, error)
+
+
 def read_timings(path: Path) -> bytes:
     """A timing cache, b"" where there is none or it is not the file that was written."""
     try:

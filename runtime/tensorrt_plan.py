@@ -6,7 +6,7 @@ import dataclasses
 import logging
 
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.plan_cache import PlanKey, cache_directory, find, get_or_build
+from vitcx.runtime.plan_cache import PlanKey, cache_directory, drop, find, get_or_build
 from vitcx.runtime.tensorrt_builder import (
     BuildOptions,
     Shapes,
@@ -16,7 +16,7 @@ from vitcx.runtime.tensorrt_builder import (
 from vitcx.runtime.tensorrt_library import Library
 from vitcx.runtime.tensorrt_progress import Progress
 
-__all__ = ["BuildOptions", "Shapes", "plan_for", "plan_key"]
+__all__ = ["BuildOptions", "Shapes", "forget_plan", "plan_for", "plan_key"]
 
 log = logging.getLogger("vitcx")
 
@@ -99,3 +99,18 @@ def plan_key(
         shapes=dataclasses.asdict(shapes),
         options=settings,
     )
+
+
+def forget_plan(
+    library: Library,
+    bundle: Bundle,
+    shapes: Shapes,
+    options: BuildOptions,
+    gpu_name: str,
+    compute_capability: str,
+    why: str,
+) -> None:
+    """Take a plan that `plan_for` gave out of the cache: it cannot be used, and `why` is logged."""
+    log.warning("the plan is built again: %s", why)
+    for name in ("", gpu_name):
+        drop(plan_key(library, bundle, shapes, options, name, compute_capability))

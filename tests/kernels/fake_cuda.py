@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import re
+import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,12 +32,15 @@ def kernel_parameters():
     return found
 
 
-class FakeDriverError(RuntimeError):
-    pass
+class FakeDriverError(Exception):
+    """As `cuda.core`'s CUDAError."""
+
+
+_STREAMS = weakref.WeakValueDictionary()
 
 
 class Stream:
-    """Records what is asked of it."""
+    """Records what is asked of it. What is queued runs at once, or is captured."""
 
     _next = 0x1000
 
@@ -46,6 +51,8 @@ class Stream:
         self.handle = handle
         self.is_closed = False
         self.waits = []
+        self.captured = None  # the work of the graph being recorded
+        _STREAMS[handle] = self
 
     @staticmethod
     def from_handle(handle):
@@ -55,10 +62,11 @@ class Stream:
         self.waits.append(int(event_or_stream.handle))
 
     def record(self, event=None, options=None):
-        return Event()
+        return Event(timed=options is not None and options.timing_enabled)
 
     def sync(self):
-        pass
+        if self.captured is not None:
+            raise FakeDriverError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
 
     def close(self):
         if self.is_closed:
@@ -69,11 +77,34 @@ class Stream:
         return GraphBuilder(self)
 
 
+def queue(handle, work):
+    """What another stand-in queues on the stream at `handle`: it runs now, or is captured."""
+    stream = _STREAMS[handle]
+    assert not stream.is_closed
+    if stream.captured is None:
+        work()
+    else:
+        stream.captured.append(work)
+
+
+def is_capturing(handle):
+    return _STREAMS[handle].captured is not None
+
+
 class Event:
     handle = 0x77
 
+    def __init__(self, timed=False):
+        self._seconds = time.perf_counter() if timed else None
+
     def sync(self):
         pass
+
+    def __sub__(self, other):
+        """Milliseconds."""
+        if self._seconds is None or other._seconds is None:
+            raise RuntimeError("both Events must be created with timing enabled")
+        return 1000 * (self._seconds - other._seconds)
 
 
 class EventOptions:
@@ -82,12 +113,20 @@ class EventOptions:
 
 
 class Graph:
-    def __init__(self):
+    refusal = None  # what a launch raises
+
+    def __init__(self, work):
+        self.work = work
         self.launches = 0
         self.is_closed = False
 
     def launch(self, stream):
+        assert not self.is_closed
+        if Graph.refusal is not None:
+            raise FakeDriverError(Graph.refusal)
         self.launches += 1
+        for piece in self.work:
+            piece()
 
     def close(self):
         self.is_closed = True
@@ -101,30 +140,36 @@ class GraphBuilder:
     def begin_building(self, mode="relaxed"):
         assert self.state == "new"
         self.state = "building"
+        self.stream.captured = []
         return self
 
     def end_building(self):
         assert self.state == "building"
         self.state = "ended"
+        self._work, self.stream.captured = self.stream.captured, None
         return self
 
     def complete(self, options=None):
         assert self.state == "ended"
-        return Graph()
+        return Graph(self._work)
 
     def close(self):
         self.state = "closed"
+        self.stream.captured = None
 
 
 class Buffer:
     """Host memory with a device's face."""
 
     live = 0  # owned buffers not yet freed
+    live_device_bytes = 0
 
-    def __init__(self, handle, size, owner=None, memory=None):
+    def __init__(self, handle, size, owner=None, memory=None, on_device=False):
         self.handle, self.size, self.owner, self._memory = handle, size, owner, memory
         self.is_closed = False
+        self._device_bytes = size if on_device else 0
         Buffer.live += memory is not None
+        Buffer.live_device_bytes += self._device_bytes
 
     @staticmethod
     def from_handle(ptr, size, mr=None, owner=None, *, stream=None):
@@ -135,6 +180,11 @@ class Buffer:
             raise FakeDriverError("closed twice")
         self.is_closed = True
         Buffer.live -= self._memory is not None
+        Buffer.live_device_bytes -= self._device_bytes
+
+    def fill(self, value, *, stream):
+        assert not self.is_closed
+        ctypes.memset(self.handle, value, self.size)
 
     def copy_from(self, src, *, stream, options=None):
         assert src.size == self.size, "cuda.core copies whole buffers"
@@ -143,10 +193,10 @@ class Buffer:
         ctypes.memmove(self.handle, src.handle, self.size)
 
 
-def owned_buffer(size):
+def owned_buffer(size, on_device=False):
     memory = np.full(size + 512, 0xAB, np.uint8)  # not zeros: fresh device memory is not
     start = memory.ctypes.data
-    return Buffer(start + -start % 256, size, memory=memory)
+    return Buffer(start + -start % 256, size, memory=memory, on_device=on_device)
 
 
 class LegacyPinnedMemoryResource:
@@ -159,6 +209,7 @@ class Device:
     name = "Fake GPU"
     arch = "90"
     properties = SimpleNamespace(multiprocessor_count=4)
+    memory_bytes = None  # None has no limit
 
     def __init__(self, device_id=None):
         if device_id not in (0, None):
@@ -171,7 +222,10 @@ class Device:
         return Stream()
 
     def allocate(self, size, *, stream):
-        return owned_buffer(size)
+        limit = Device.memory_bytes
+        if limit is not None and Buffer.live_device_bytes + size > limit:
+            raise FakeDriverError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed\nmore")
+        return owned_buffer(size, on_device=True)
 
 
 class LaunchConfig:
@@ -192,6 +246,23 @@ class ObjectCode:
                 max_active_blocks_per_multiprocessor=lambda block_size, shared: 4
             ),
         )
+
+
+def install(monkeypatch, shim):
+    """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
+    from vitcx.kernels import arrays, gpu, gpu_kernels, streams
+
+    fake = FakeCore(shim)
+
+    def module(name="cuda.core"):
+        assert name == "cuda.core"
+        return fake
+
+    for user in (arrays, gpu, gpu_kernels, streams):
+        monkeypatch.setattr(user, "cuda_module", module)
+    monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
+    Buffer.live = Buffer.live_device_bytes = 0
+    return fake
 
 
 class FakeCore:

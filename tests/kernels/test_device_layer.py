@@ -18,7 +18,7 @@ import pytest
 from scipy.spatial.distance import squareform
 
 from tests.kernels import fake_cuda
-from vitcx.kernels import arrays, cublas, cuda_modules, gpu, gpu_kernels, gpu_steps, streams
+from vitcx.kernels import arrays, cublas, cuda_modules, gpu_steps
 from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept
 from vitcx.kernels.blend import SKIP, Job, blend
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
@@ -38,17 +38,7 @@ MAP_TOLERANCE = 4e-5
 
 @pytest.fixture
 def core(shim, monkeypatch):
-    fake = fake_cuda.FakeCore(shim)
-
-    def module(name="cuda.core"):
-        assert name == "cuda.core"
-        return fake
-
-    for user in (arrays, gpu, gpu_kernels, streams):
-        monkeypatch.setattr(user, "cuda_module", module)
-    monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
-    fake_cuda.Buffer.live = 0
-    return fake
+    return fake_cuda.install(monkeypatch, shim)
 
 
 class Interface:
@@ -372,6 +362,19 @@ def test_up_and_down_again(core):
         with device.upload(array, stream) as there:
             assert np.array_equal(device.download(there, stream), array)
     assert fake_cuda.Buffer.live == 0
+
+
+def test_zeros_are_zero(core):
+    device = Gpu()
+    stream = device.new_stream()
+    with device.zeros((2, 3), np.float32, stream) as zeros:
+        assert not device.download(zeros, stream).any()
+
+
+def test_the_compute_capability_is_said_as_nvidia_says_it(core, monkeypatch):
+    assert Gpu().compute_capability == "9.0"
+    monkeypatch.setattr(fake_cuda.Device, "arch", "120")
+    assert Gpu().compute_capability == "12.0"
 
 
 def test_pinned_memory_is_freed_once(core):

@@ -1,0 +1,171 @@
+"""A session on TensorRT or TensorRT-RTX: one class, their Python APIs are the same.
+
+Encoding and scoring run on contexts of their own, on different profiles of one engine, so that a
+pipeline's threads do both at once. Masked rows are blended on the GPU, in the engine's input; only
+the images, the small masks and the probabilities cross the bus. Never ran on hardware so far: see
+docs/gpu-notes.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcx.kernels.closing import Closing
+from vitcx.kernels.gpu import Gpu
+from vitcx.kernels.gpu_kernels import GpuKernels
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.device_errors import device_errors, is_out_of_memory
+from vitcx.runtime.device_memory import open_fitting
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.session import Batch, Scores, Session
+from vitcx.runtime.stations import Stations
+from vitcx.runtime.tensorrt_context import PlanRefused, open_plan
+from vitcx.runtime.tensorrt_library import Library, find_library
+from vitcx.runtime.tensorrt_plan import BuildOptions, Shapes, forget_plan, plan_for
+from vitcx.runtime.tensorrt_stations import EncodeStation, ScoreStation
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+FloatArray = NDArray[np.float32]
+
+DEFAULT_SHAPES = Shapes()
+
+
+class TensorRTSession(Session):
+    """TensorRT on one GPU.
+
+    All memory is taken at construction, and a batch is run: where that does not fit, mask batches
+    are halved until it does, which the log says once. A thread that comes when all contexts are
+    taken gets one more, or waits where there is no room for it.
+
+    Parameters
+    ----------
+    bundle : checked against its digests. Its precision is the engine's.
+    flavour : "tensorrt" or "tensorrt-rtx".
+    batch_size : rows of a mask batch; None takes `DEFAULT_SHAPES`. The engine always runs that
+        many.
+    encode_images : most images that are encoded at once; more are encoded in turn.
+    options : of the builder, where the plan is not in the cache.
+    device : index of the GPU.
+
+    Raises
+    ------
+    MissingExtraError
+        The library is not installed.
+    EngineError
+        No GPU, or the library cannot build or run the plan: the message has its words.
+    BundleError
+        The graph is not the manifest's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        flavour: str = "tensorrt",
+        batch_size: int | None = None,
+        *,
+        encode_images: int = DEFAULT_SHAPES.encode_images,
+        options: BuildOptions | None = None,
+        device: int = 0,
+    ) -> None:
+        library = find_library(flavour)
+        with device_errors(f"the engine '{flavour}': opening GPU {device}"):
+            self._gpu = Gpu(device)
+        self.engine = flavour
+        self.device = self._gpu.name
+        asked = batch_size or DEFAULT_SHAPES.batch_size
+        self._opened = open_fitting(
+            lambda rows: _Opened(
+                library,
+                bundle,
+                Shapes(min(encode_images, rows), rows),
+                options or BuildOptions(),
+                self._gpu,
+            ),
+            asked,
+            is_out_of_memory,
+        )
+        self.batch_size = self._opened.shapes.batch_size
+
+    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        most = self._opened.shapes.encode_images
+        with self._working("encoding"), self._opened.encoders.take() as station:
+            parts = [
+                station.encode(images[start : start + most])
+                for start in range(0, len(images), most)
+            ]
+        probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return probabilities, embedding
+
+    def score(self, batch: Batch) -> Scores:
+        with self._working("scoring"), self._opened.scorers.take() as station:
+            return station.score(batch)
+
+    def predict(self, images: FloatArray) -> FloatArray:
+        with self._working("predicting"), self._opened.scorers.take() as station:
+            return np.concatenate(
+                [
+                    station.predict(images[start : start + self.batch_size])
+                    for start in range(0, len(images), self.batch_size)
+                ]
+            )
+
+    def close(self) -> None:
+        self._opened.close()
+
+    @contextlib.contextmanager
+    def _working(self, doing: str) -> Iterator[None]:
+        with device_errors(f"{self.engine} on {self.device}: {doing}"):
+            self._gpu.make_current()  # CUDA's current device is the thread's
+            yield
+
+
+class _Opened(Closing):
+    """An engine for certain shapes, and its stations; both kinds have one from the start."""
+
+    def __init__(
+        self, library: Library, bundle: Bundle, shapes: Shapes, options: BuildOptions, gpu: Gpu
+    ) -> None:
+        self.shapes = shapes
+        engine = _engine(library, bundle, shapes, options, gpu)
+        kernels = GpuKernels(gpu)
+        self.scorers = Stations(
+            lambda: ScoreStation(library, engine, gpu, bundle.manifest, kernels, shapes.batch_size)
+        )
+        try:
+            self.encoders = Stations(
+                lambda: EncodeStation(library, engine, gpu, bundle.manifest, shapes.encode_images)
+            )
+        except BaseException:
+            self.scorers.close()
+            raise
+
+    def close(self) -> None:
+        self.scorers.close()
+        self.encoders.close()
+
+
+def _engine(
+    library: Library, bundle: Bundle, shapes: Shapes, options: BuildOptions, gpu: Gpu
+) -> trt.ICudaEngine:
+    """The engine of the bundle's plan. One from the cache that is refused is built once more."""
+    where = (library, bundle, shapes, options, gpu.name, gpu.compute_capability)
+    try:
+        return open_plan(library, plan_for(*where), bundle.manifest, shapes)
+    except PlanRefused as error:
+        if is_out_of_memory(error):
+            raise
+        forget_plan(*where, str(error))
+    try:
+        return open_plan(library, plan_for(*where), bundle.manifest, shapes)
+    except PlanRefused as error:
+        raise EngineError(
+            f"a plan that was just built for {gpu.name} is refused: {error}; "
+            "'vitcx doctor' shows the versions of library and driver"
+        ) from error
