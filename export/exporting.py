@@ -45,6 +45,7 @@ def export_model(
     stage: int | None = None,
     block: int = -1,
     precision: str = "fp32",
+    attention: str = "plain",
     check_images: Sequence[str | Path] = (),
     force: bool = False,
     report: Callable[[str], None] | None = None,
@@ -68,6 +69,8 @@ def export_model(
     stage : stage of a Swin, from 0, negative from the end; None takes the second-to-last.
     block : block in the stage or model, from 0, negative from the end.
     precision : "fp32"; the others are planned.
+    attention : "plain", or "fused": each attention one ONNX node (opset 23) for GPU engines. ONNX
+        Runtime's CPU provider is slower with it.
     check_images : picture files to compare on, beside noise and drawn scenes.
     force : replace a bundle at `out`.
     report : told each step in a few words.
@@ -95,6 +98,8 @@ def export_model(
     target = Path(out)
     if layer not in LAYERS:
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(LAYERS)}")
+    if attention not in ("plain", "fused"):
+        raise InputError(f"attention is {attention!r}, expected plain or fused")
     _check_target(target, force)
     say("importing torch")
     require_export_extra()
@@ -105,7 +110,7 @@ def export_model(
     from vitcx.export.parity import check_parity
     from vitcx.export.precision import find_precision
     from vitcx.export.preprocessing import preprocessing_of_spec, preprocessing_of_timm
-    from vitcx.export.to_onnx import OPSET, write_onnx
+    from vitcx.export.to_onnx import ATTENTION_OPSETS, write_onnx
 
     chosen = find_precision(precision)
     if isinstance(class_names, Path):
@@ -143,7 +148,7 @@ def export_model(
         resolved = resolve_class_names(names, module, probabilities.shape[1])
         with _folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
-            files = write_onnx(wrapped, preprocessing.input_size, folder)
+            files = write_onnx(wrapped, preprocessing.input_size, folder, attention)
             if chosen.convert is not None:
                 say(f"converting to {precision}")
                 chosen.convert(folder / MODEL_NAME)
@@ -165,7 +170,7 @@ def export_model(
                 channels=embedding.shape[1],
                 class_names=resolved,
                 distance_threshold=site.distance_threshold,
-                opset=OPSET,
+                opset=ATTENTION_OPSETS[attention],
                 precision=precision,
                 files={file: sha256_of(folder / file) for file in files},
                 parity=parity,

@@ -15,12 +15,16 @@ from vitcx.export.quiet import only_errors_from
 from vitcx.runtime.bundle import MODEL_NAME
 from vitcx.runtime.errors import InputError
 
-OPSET = 20
+# How an attention is written -> opset of the graph. "plain" takes it apart into products and a
+# softmax; "fused" is one node each, of which an engine makes one kernel if it has it.
+ATTENTION_OPSETS = {"plain": 20, "fused": 23}
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "embedding")
 
 # A protobuf file ends at 2 GiB. The graph beside the weights is small; this leaves it 148 MB.
 _ONE_FILE_BYTES = 2_000_000_000
+# The version of the file format that came with opset 23; torch writes an older one.
+_FUSED_IR_VERSION = 11
 # Said by torch to itself while it exports; none is about the model.
 _TORCH_CHATTER = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
 # Warns of nodes that it leaves as they are.
@@ -28,7 +32,7 @@ _CHATTING_LOGGER = "onnxscript.optimizer._constant_folding"
 
 
 def write_onnx(
-    module: nn.Module, input_size: tuple[int, int], folder: Path, opset: int = OPSET
+    module: nn.Module, input_size: tuple[int, int], folder: Path, attention: str = "plain"
 ) -> tuple[str, ...]:
     """Write `module` to ``model.onnx`` in `folder`, with external data only above 2 GB.
 
@@ -37,7 +41,7 @@ def write_onnx(
     module : images (B,3,H,W) float32 to (probabilities, embedding), in evaluation mode.
     input_size : (H, W) in pixels; only the batch is dynamic.
     folder : exists.
-    opset : of the ONNX operators.
+    attention : "plain" or "fused", which needs torch's `scaled_dot_product_attention`.
 
     Returns
     -------
@@ -47,12 +51,12 @@ def write_onnx(
     Raises
     ------
     InputError
-        If torch cannot express the module as a graph.
+        If torch cannot express the module as a graph, or finds no attention to fuse.
     """
     # Two images: torch would take a batch of one for a constant.
     images = torch.zeros(2, 3, *input_size)
     try:
-        with _without_chatter(), torch.no_grad():
+        with _without_chatter(), torch.no_grad(), _attention_of(module, attention):
             program = torch.onnx.export(
                 module,
                 (images,),
@@ -60,7 +64,7 @@ def write_onnx(
                 input_names=[INPUT_NAME],
                 output_names=list(OUTPUT_NAMES),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
+                opset_version=ATTENTION_OPSETS[attention],
                 verbose=False,
             )
     except InputError:
@@ -72,10 +76,35 @@ def write_onnx(
         ) from error
     if program is None:
         raise InputError("torch gave no graph: install the torch and onnxscript of vitcx[export]")
+    if attention == "fused":
+        if not any(node.op_type == "Attention" for node in program.model.graph):
+            raise InputError(
+                "the model's attention is not torch's scaled_dot_product_attention, so none can "
+                "be written as one node: export it with plain attention"
+            )
+        program.model.ir_version = max(program.model.ir_version, _FUSED_IR_VERSION)
     _drop_traces(program.model)
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     program.save(folder / MODEL_NAME, external_data=size > _ONE_FILE_BYTES)
     return tuple(sorted(file.name for file in folder.iterdir()))
+
+
+@contextlib.contextmanager
+def _attention_of(module: nn.Module, attention: str) -> Iterator[None]:
+    """For "fused", let timm's modules call torch's attention, also where that is not its default.
+
+    Swin's windows have such a switch too, which timm leaves off.
+    """
+    switches = [m for m in module.modules() if isinstance(getattr(m, "fused_attn", None), bool)]
+    before = [m.fused_attn for m in switches]
+    try:
+        if attention == "fused":
+            for m in switches:
+                m.fused_attn = True  # type: ignore[assignment]
+        yield
+    finally:
+        for m, value in zip(switches, before, strict=True):
+            m.fused_attn = value
 
 
 def _drop_traces(model: Any) -> None:

@@ -60,6 +60,13 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option(
+    "--attention",
+    type=click.Choice(("plain", "fused")),
+    default="plain",
+    show_default=True,
+    help="fused: one ONNX node each, for GPU engines; slower on the CPU.",
+)
+@click.option(
     "--check-image",
     "check_images",
     multiple=True,
@@ -78,6 +85,7 @@ def command(
     stage: int | None,
     block: int,
     precision: str,
+    attention: str,
     check_images: tuple[Path, ...],
     force: bool,
 ) -> None:
@@ -98,6 +106,7 @@ def command(
             stage=stage,
             block=block,
             precision=precision,
+            attention=attention,
             check_images=check_images,
             force=force,
             report=status.update,  # nothing where stderr is no terminal: --verbose logs the steps

@@ -1,0 +1,162 @@
+"""Exported graphs through TensorRT-RTX's parser and builder, with no GPU, and fused attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from vitcx.export import export_model
+from vitcx.export.to_onnx import _attention_of, write_onnx
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.tensorrt_library import Library, find_library
+
+from . import tiny
+
+TARGETS = ("8.0", "8.9", "12.0")
+SHAPES = Shapes(encode_images=2, batch_size=4)
+# Heads of 32, as in the real models: libraries have no fused attention for heads of 12. As few
+# blocks as show a family's kinds, because torch takes seconds to export each.
+CHANGES = {
+    "vit": {"embed_dim": 64, "depth": 1},
+    "deit_distilled": {"embed_dim": 64, "depth": 1},
+    "swin": {"embed_dim": 32, "depths": (2,), "num_heads": (1,)},
+}
+ATTENTIONS = {"vit": 1, "deit_distilled": 1, "swin": 2}
+# DeiT's attention is ViT's: once with nodes is enough.
+EXPORTS = [
+    ("vit", "plain"),
+    ("vit", "fused"),
+    ("deit_distilled", "plain"),
+    ("swin", "plain"),
+    ("swin", "fused"),
+]
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
+    return find_library("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Bundle]:
+    """Of each family and way of writing attention, in float32."""
+    folder = tmp_path_factory.mktemp("families")
+    return {
+        (family, attention): export_model(
+            tiny.make(family, **CHANGES[family]),
+            folder / f"{family}_{attention}",
+            attention=attention,
+        )
+        for family, attention in EXPORTS
+    }
+
+
+def in_half(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle with its graph in float16, but for the normalisations and the softmax."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = convert_float_to_float16(
+        onnx.load(bundle.model_path),
+        keep_io_types=True,
+        op_block_list=["LayerNormalization", "Softmax"],
+    )
+    onnx.save(model, folder / "model.onnx")
+    return Bundle(folder, bundle.manifest)
+
+
+def count(bundle: Bundle, operator: str) -> int:
+    return sum(node.op_type == operator for node in onnx.load(bundle.model_path).graph.node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "attention"), EXPORTS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_plan_is_built(
+    family: str,
+    attention: str,
+    precision: str,
+    library: Library,
+    bundles: dict[tuple[str, str], Bundle],
+    tmp_path: Path,
+) -> None:
+    bundle = bundles[family, attention]
+    if precision == "fp16":
+        bundle = in_half(bundle, tmp_path)
+    built = build_plan(library, bundle, SHAPES, BuildOptions(compute_capabilities=TARGETS))
+    assert built.plan[:4] == b"vtrt"
+    assert built.report.attentions == ATTENTIONS[family]
+    fused = built.report.fused
+    assert fused is not None
+    if precision == "fp32":
+        assert fused == 0  # there is no such kernel
+    else:
+        # Plain attention is recognised too. Of Swin's two blocks, the one with shifted windows is
+        # not (TensorRT-RTX 1.7).
+        assert 2 <= fused <= 2 * ATTENTIONS[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_attention_in_fp16_becomes_one_kernel(
+    target: str, library: Library, bundles: dict[tuple[str, str], Bundle], tmp_path: Path
+) -> None:
+    bundle = in_half(bundles["vit", "plain"], tmp_path)
+    options = BuildOptions(compute_capabilities=(target,))
+    report = build_plan(library, bundle, SHAPES, options).report
+    assert report.attention_in_words() == "all 2 attentions are fused kernels"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_fused_attention_is_one_node_each(
+    family: str, bundles: dict[tuple[str, str], Bundle]
+) -> None:
+    plain, fused = bundles[family, "plain"], bundles[family, "fused"]
+    assert (plain.manifest.opset, fused.manifest.opset) == (20, 23)
+    assert (count(plain, "Attention"), count(plain, "Softmax")) == (0, ATTENTIONS[family] + 1)
+    assert (count(fused, "Attention"), count(fused, "Softmax")) == (ATTENTIONS[family], 1)
+    onnx.checker.check_model(fused.model_path, full_check=True)
+    assert onnx.load(fused.model_path).ir_version >= 11
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    of_plain, of_fused = (
+        onnxruntime.InferenceSession(b.model_path, providers=["CPUExecutionProvider"]).run(
+            ["probabilities", "embedding"], {"images": images}
+        )
+        for b in (plain, fused)
+    )
+    # As between an export and torch: the order of summation differs.
+    np.testing.assert_allclose(of_fused[0], of_plain[0], atol=1e-6)
+    np.testing.assert_allclose(of_fused[1], of_plain[1], atol=2e-5 * np.abs(of_plain[1]).max())
+
+
+def test_the_models_own_switches_are_put_back() -> None:
+    model = tiny.make("swin")
+    switches = [m for m in model.modules() if hasattr(m, "fused_attn")]
+    assert [m.fused_attn for m in switches] == [False] * 4  # timm's default
+    with _attention_of(model, "fused"):
+        assert all(m.fused_attn for m in switches)
+    assert [m.fused_attn for m in switches] == [False] * 4
+
+
+def test_attention_that_is_not_torchs_cannot_be_fused(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return images.mean((2, 3)).softmax(-1), images[:, :, ::8, ::8]
+
+    with pytest.raises(InputError, match="export it with plain attention"):
+        write_onnx(Flat().eval(), (64, 64), tmp_path, "fused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_attention_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="attention is 'flash', expected plain or fused"):
+        export_model(tiny.make("vit"), tmp_path / "bundle", attention="flash")
