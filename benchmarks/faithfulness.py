@@ -3,7 +3,8 @@
 ``python -m benchmarks.faithfulness --bundle DIR IMAGES...`` prints the statistics of the masks and
 the sensitivity of the maps to δ and σ, and draws coverage beside the map (figure 6); ``--model``
 with the weights also randomises the model from the head down and compares the maps (Adebayo et
-al., "Sanity checks for saliency maps", NeurIPS 2018). The last line of the output is JSON.
+al., "Sanity checks for saliency maps", NeurIPS 2018). The bundle 'demo' needs neither: it draws
+its scenes, and its weights are read from its graph. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ import numpy as np
 from rich.progress import track
 from scipy.stats import spearmanr
 
+from benchmarks.embedded import embedded_module
+from benchmarks.sources import DEMO
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
 from vitcx.evaluation.masks import mean_similarity, overdetermination
 from vitcx.evaluation.subjects import find_pictures
+from vitcx.export.models import timm_model
+from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
+from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.masks import vit_masks
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.preprocess import normalise, prepare
 
 THRESHOLDS = (0.05, 0.07, 0.1, 0.15, 0.2)
 NOISES = (0.05, 0.1, 0.2, 0.4)
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--bundle", required=True, help="Folder, or 'demo'.")
 @click.option("--model", "name", help="timm name of the same model, for the sanity check.")
 @click.option("--checkpoint", type=click.Path(path_type=Path))
@@ -48,9 +54,15 @@ def main(
     out: Path | None,
 ) -> None:
     """Statistics of masks, sensitivity to δ and σ, and the sanity check, on IMAGES."""
+    if not images and bundle != DEMO:
+        raise InputError("give IMAGES, files or folders: only the bundle 'demo' draws its own")
     with load(bundle) as explainer:
         manifest = explainer.manifest
-        pixels = [prepare(p, manifest).pixels for p in find_pictures(images)[:limit]]
+        if images:
+            pixels = [prepare(p, manifest).pixels for p in find_pictures(images)[:limit]]
+        else:
+            seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + limit)
+            pixels = [normalise(make_scene(seed).image, manifest) for seed in seeds]
         similarities, impacts, coverages = [], [], []
         for image in track(pixels, "masks", transient=True):
             _, embedding = explainer.session.encode(image[None])
@@ -79,8 +91,13 @@ def main(
         for chosen in track(settings, "sensitivity", transient=True):
             key = ", ".join(f"{k}={v}" for k, v in chosen.items())
             report["sensitivity"][key] = _faithful(explainer, pixels, chosen, steps)
-        if name is not None:
-            report["randomised"] = _sanity(name, checkpoint, explainer, pixels)
+        if name is not None or bundle == DEMO:
+            module = (
+                embedded_module(explainer.bundle.model_path)
+                if name is None
+                else timm_model(name, checkpoint)[0]
+            )
+            report["randomised"] = _sanity(module, explainer, pixels)
     for key, value in report.items():
         click.echo(f"{key}: {value}")
     line = json.dumps(report)
@@ -108,16 +125,12 @@ def _faithful(
     return {**vars(bootstrap(found)), "masks": float(np.mean(masks))}
 
 
-def _sanity(
-    name: str, checkpoint: Path | None, explainer: Explainer, pixels: list[Any]
-) -> dict[str, float]:
+def _sanity(module: Any, explainer: Explainer, pixels: list[Any]) -> dict[str, float]:
     """Rank correlation of maps, weights as trained against random from the head down, no noise."""
     import torch
 
     from benchmarks import plain
-    from vitcx.export.models import timm_model
 
-    module, _ = timm_model(name, checkpoint)
     classes = [int(explainer.session.predict(p[None])[0].argmax()) for p in pixels]
 
     def maps() -> list[Any]:
@@ -127,11 +140,11 @@ def _sanity(
 
     trained = maps()
     torch.manual_seed(0)
-    blocks: Any = module.blocks
     layers: dict[str, Any] = {"head": module.head}
-    layers |= {f"block {i}": blocks[i] for i in reversed(range(len(blocks)))}
+    layers |= {f"block {i}": block for i, block in reversed(list(enumerate(module.blocks)))}
+    layers["patch embedding"] = module.patch_embed
     found = {}
-    for label, layer in layers.items():
+    for label, layer in track(layers.items(), "sanity check", transient=True):
         for part in layer.modules():
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()

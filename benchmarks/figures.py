@@ -1,0 +1,177 @@
+"""Figures for the page of proof, on public-domain photographs of scikit-image.
+
+``python -m benchmarks.figures --bundle DIR --model NAME --checkpoint FILE --out FOLDER`` draws
+``methods.jpg`` (the maps of every method) and ``coverage.jpg`` (figure 6 of the paper: coverage
+beside the map, not corrected and corrected); ``--records`` of `benchmarks.table1` draws
+``curves.jpg`` too.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from benchmarks.methods import Model, method
+from vitcx.evaluation.study import summarise
+from vitcx.export.models import timm_model
+from vitcx.runtime.digests import replacing
+from vitcx.runtime.explainer import load
+from vitcx.runtime.preprocess import prepare
+
+FloatArray = NDArray[np.float32]
+PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
+COLUMNS = (
+    "ViT-CX",
+    "Rollout",
+    "Partial LRP",
+    "CGW1",
+    "CGW2",
+    "TAM",
+    "Occlusion",
+    "RISE",
+    "Score-CAM",
+    "Grad-CAM",
+    "Integrated-Grad",
+    "Smooth-Grad",
+)
+
+
+def shown(saliency: FloatArray) -> FloatArray:
+    """A map as it is drawn: its lowest and highest 0.5 % clipped, 0 to 1.
+
+    Without the clipping, single pixels of the gradient methods leave the rest black.
+    """
+    low, high = np.quantile(saliency, [0.005, 0.995])
+    return np.clip((saliency - low) / max(float(high - low), 1e-12), 0, 1)
+
+
+def _short(class_name: str) -> str:
+    """A class name without what it says in brackets."""
+    return class_name.partition(" (")[0].partition(",")[0]
+
+
+def save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="jpg", dpi=100, pil_kwargs={"quality": 82})
+
+
+def draw_grid(
+    pictures: Mapping[str, Image.Image], maps: Mapping[str, Mapping[str, FloatArray]], path: Path
+) -> None:
+    """A row for each picture: itself, then its maps."""
+    columns = ["", *next(iter(maps.values()))]
+    figure = Figure(figsize=(1.05 * len(columns), 1.15 * len(pictures) + 0.1), layout="constrained")
+    axes = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for row, (title, picture) in zip(axes, pictures.items(), strict=True):
+        row[0].imshow(picture)
+        row[0].set_title(title, fontsize=7)
+        for place, (name, saliency) in zip(row[1:], maps[title].items(), strict=True):
+            place.imshow(picture.convert("L"), cmap="gray")
+            place.imshow(shown(saliency), cmap="inferno", alpha=0.75, vmin=0, vmax=1)
+            place.set_title(name, fontsize=7)
+        for place in row:
+            place.set_axis_off()
+    save(figure, path)
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Mean deletion and insertion curves over the pictures that all the methods have."""
+    by_name = {n: {r["image"] for r in records if r["method"] == n} for n in names}
+    common = set.intersection(*by_name.values())
+    chosen = [dict(r) for r in records if r["method"] in by_name and r["image"] in common]
+    found = summarise(sorted(chosen, key=lambda r: names.index(r["method"])))
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for place, side in zip(figure.subplots(1, 2), ("deletion", "insertion"), strict=True):
+        for index, (name, row) in enumerate(found.items()):
+            curve = row[f"{side}_curve"]
+            share = np.linspace(0, 1, len(curve))
+            style = {"color": "black", "lw": 2.5} if name == "ViT-CX" else {"lw": 1.2}
+            style["ls"] = ("-", "--", ":")[index // 7]
+            place.plot(share, curve, label=f"{name} {row[side]['mean']:.3f}", **style)
+        better = "lower" if side == "deletion" else "higher"
+        place.set_title(f"{side}, {len(common)} photographs: {better} is better", fontsize=9)
+        place.set_xlabel(f"share of the pixels, {'deleted' if side == 'deletion' else 'inserted'}")
+        place.legend(fontsize=6.5, frameon=False)
+        place.set_ylabel("probability of the class, mean")
+    save(figure, path)
+
+
+def draw_coverage(picture: Image.Image, explained: Any, plain: Any, path: Path) -> None:
+    """Picture, coverage, and the map without and with the correction for it."""
+    figure = Figure(figsize=(8, 2.3), layout="constrained")
+    places = figure.subplots(1, 4)
+    places[0].imshow(picture)
+    for place, values in zip(
+        places[1:], (plain.coverage, plain.saliency[0], explained.saliency[0]), strict=True
+    ):
+        place.imshow(shown(values), cmap="inferno")
+    titles = ("picture", "coverage ρ", "map, not corrected", "map, corrected")
+    for place, title in zip(places, titles, strict=True):
+        place.set_title(title, fontsize=9)
+        place.set_axis_off()
+    save(figure, path)
+
+
+@click.command()
+@click.option("--bundle", required=True, type=click.Path(path_type=Path))
+@click.option("--model", "name", required=True, help="timm name of the same model.")
+@click.option("--checkpoint", type=click.Path(path_type=Path))
+@click.option("--methods", default=",".join(COLUMNS), show_default=True, help="RISE-N: N masks.")
+@click.option("--records", type=click.Path(path_type=Path), help="records.jsonl of table 1.")
+@click.option("--curves", default="", help="Methods of the curves, commas.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
+def main(
+    bundle: Path,
+    name: str,
+    checkpoint: Path | None,
+    methods: str,
+    records: Path | None,
+    curves: str,
+    out: Path,
+) -> None:
+    """Draw the figures."""
+    from skimage import data
+
+    warnings.simplefilter("ignore")
+    out.mkdir(parents=True, exist_ok=True)
+    if records is not None:
+        lines = [json.loads(line) for line in records.read_text("utf-8").splitlines()[1:]]
+        draw_curves(lines, curves.split(","), out / "curves.jpg")
+    module, _ = timm_model(name, checkpoint)
+    with load(bundle) as explainer:
+        model = Model(module, explainer)
+        names = explainer.manifest.class_names
+        pictures, maps = {}, {}
+        for photograph in track(PHOTOGRAPHS, "maps", transient=True):
+            prepared = prepare(Image.fromarray(getattr(data, photograph)()), explainer.manifest)
+            target = int(explainer.session.predict(prepared.pixels[None])[0].argmax())
+            title = f"{photograph}: {_short(names[target]) if names else target}"
+            mean, std = (
+                np.reshape(v, (3, 1, 1)) for v in (explainer.manifest.mean, explainer.manifest.std)
+            )
+            seen = (prepared.pixels * std + mean).clip(0, 1).transpose(1, 2, 0)
+            pictures[title] = Image.fromarray(np.rint(seen * 255).astype(np.uint8))
+            maps[title] = {m: method(m)(model, prepared.pixels, target) for m in methods.split(",")}
+            if photograph == PHOTOGRAPHS[0]:
+                draw_coverage(
+                    pictures[title],
+                    explainer.explain(prepared.pixels, target),
+                    explainer.explain(prepared.pixels, target, coverage_correction=False),
+                    out / "coverage.jpg",
+                )
+    draw_grid(pictures, maps, out / "methods.jpg")
+    click.echo(json.dumps({"written": str(out)}))
+
+
+if __name__ == "__main__":
+    main()
