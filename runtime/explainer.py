@@ -69,8 +69,10 @@ class Explainer(Closing):
         Parameters
         ----------
         image : a path, a PIL image, an (H,W,3) uint8 array of any size, or an already normalised
-            (3,H,W) floating array of the model's size (NumPy, or anything with DLPack in host
-            memory).
+            (3,H,W) floating array of the model's size: NumPy; anything with DLPack or
+            ``__cuda_array_interface__``; a `vitcx.kernels.arrays.DevicePointer`. One in a GPU's
+            memory is copied to the host once, behind the work of its producer's stream: pictures
+            are packed there, on every engine.
         targets : None (the likeliest class), an int, a class name, a list of these, or ``"topN"``.
             Any number of targets costs one run: masks do not depend on the class.
         distance_threshold : δ of the clustering; None takes the bundle's (0.1; Swin 0.05).

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vitcx.runtime.errors import InputError
+from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept
+from vitcx.kernels.gpu import Gpu
+from vitcx.runtime.device_errors import device_errors
+from vitcx.runtime.errors import EngineError, InputError
 
 # Pillow's own limit against decompression bombs, about 89 million pixels.
 MAX_PIXELS = 89_478_485
@@ -129,29 +132,46 @@ class ArrayFile:
 
 
 def is_array_like(source: Any) -> bool:
-    """Whether `source` is to be read as an array: NumPy, a file of it, or DLPack."""
-    return isinstance(source, np.ndarray | ArrayFile) or hasattr(source, "__dlpack__")
+    """Whether `source` is to be read as an array: NumPy, a file of it, or on a device."""
+    if isinstance(source, np.ndarray | ArrayFile | DevicePointer):
+        return True
+    return hasattr(source, "__dlpack__") or hasattr(source, "__cuda_array_interface__")
 
 
 def as_host_array(source: Any) -> NDArray[Any]:
-    """A NumPy view of an array in host memory, without a copy.
+    """A NumPy view of an array in host memory, without a copy; of one on a GPU, a copy.
 
     Raises
     ------
     InputError
-        If the array lies on a device that this engine cannot read.
+        If the array is not dense, or lies on a device that is no CUDA device.
+    EngineError
+        If the copy fails.
     """
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, ArrayFile):
         return source.read()
     try:
-        return np.from_dlpack(source)
+        array = accept(source)
+        return array if isinstance(array, np.ndarray) else _download(source, array.device)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, EngineError):
+            raise
         raise InputError(
-            f"cannot read the {type(source).__name__} as a host array ({error}): "
+            f"cannot read the {type(source).__name__} as an array ({error}): "
             "move it to host memory, detached, first"
         ) from None
+
+
+def _download(source: Any, device: int) -> NDArray[Any]:
+    """A copy of a device array, once what its producer has queued is done."""
+    with device_errors(f"copying a {type(source).__name__} from GPU {device}"):
+        gpu = Gpu(device)
+        with gpu.new_stream() as stream:
+            array = accept(source, stream)
+            assert isinstance(array, DeviceArray)
+            return gpu.download(array, stream)
 
 
 def from_uint8_array(array: NDArray[Any]) -> Image.Image:

@@ -56,7 +56,7 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
     """Make the model's input of a path, a PIL image or an array.
 
     An (H,W,3) uint8 array is a picture; a (3,H,W) floating array is taken as already normalised and
-    must have the model's size.
+    must have the model's size. An array on a GPU is copied to the host.
 
     Raises
     ------

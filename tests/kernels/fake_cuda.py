@@ -36,6 +36,7 @@ class FakeDriverError(Exception):
     """As `cuda.core`'s CUDAError."""
 
 
+_CREATED = []  # streams, since `install`
 _STREAMS = weakref.WeakValueDictionary()
 
 
@@ -219,7 +220,9 @@ class Device:
         pass
 
     def create_stream(self, obj=None, options=None):
-        return Stream()
+        stream = Stream()
+        _CREATED.append(stream)
+        return stream
 
     def allocate(self, size, *, stream):
         limit = Device.memory_bytes
@@ -262,16 +265,21 @@ def install(monkeypatch, shim):
         monkeypatch.setattr(user, "cuda_module", module)
     monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
     Buffer.live = Buffer.live_device_bytes = 0
+    _CREATED.clear()
     return fake
 
 
 class FakeCore:
-    """The module. `shim` runs the kernels; `launches` lists (kernel, grid, block)."""
+    """The module. `shim` runs the kernels; `launches` lists (kernel, grid, block).
+
+    `streams` are those that devices have created.
+    """
 
     def __init__(self, shim):
         self._shim = shim
         self._parameters = kernel_parameters()
         self.launches = []
+        self.streams = _CREATED
         self.LEGACY_DEFAULT_STREAM = Stream(1)
         self.PER_THREAD_DEFAULT_STREAM = Stream(2)
         for kind in (

@@ -1,12 +1,22 @@
 """Every kind of picture gives the right pixels, or one clear line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.kernels import fake_cuda
+from vitcx.kernels.arrays import DevicePointer
 from vitcx.runtime import pictures
-from vitcx.runtime.errors import InputError
-from vitcx.runtime.pictures import ArrayFile, as_host_array, from_uint8_array, read_picture
+from vitcx.runtime.errors import EngineError, InputError
+from vitcx.runtime.pictures import (
+    ArrayFile,
+    as_host_array,
+    from_uint8_array,
+    is_array_like,
+    read_picture,
+)
 
 # Red, green / blue, white: every corner different, so that a rotation or flip shows.
 CORNERS = (
@@ -14,6 +24,11 @@ CORNERS = (
     .repeat(8, axis=0)
     .repeat(8, axis=1)
 )
+
+
+@pytest.fixture
+def core(monkeypatch):
+    return fake_cuda.install(monkeypatch, shim=None)  # no kernel is launched
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "gif"])
@@ -132,6 +147,55 @@ def test_a_torch_tensor_is_read_without_a_copy():
     assert (view == 1).all()
     with pytest.raises(InputError, match="detached"):
         as_host_array(tensor.requires_grad_())
+
+
+def on_device(array, **changes):
+    """Somebody's device array: its interface alone, over host memory."""
+    interface = {
+        "shape": array.shape,
+        "typestr": array.dtype.str,
+        "data": (array.ctypes.data, False),
+        "strides": None,
+        "version": 3,
+        "stream": 0x88,
+        **changes,
+    }
+    return SimpleNamespace(__cuda_array_interface__=interface)
+
+
+def test_a_device_array_is_copied_behind_its_producer(core):
+    array = np.arange(48, dtype=np.float32).reshape(3, 4, 4)
+    lender = on_device(array)
+    assert is_array_like(lender)
+    copy = as_host_array(lender)
+    np.testing.assert_array_equal(copy, array)
+    array[...] = 0
+    assert copy.any()
+    pointer = DevicePointer(copy.ctypes.data, copy.shape)
+    assert is_array_like(pointer)
+    np.testing.assert_array_equal(as_host_array(pointer), copy)
+    (stream,) = [s for s in core.streams if s.waits]
+    assert stream.waits == [0x88]
+    assert stream.is_closed
+    assert fake_cuda.Buffer.live == 0
+
+
+def test_a_device_array_that_cannot_be_taken_is_an_input_error(core):
+    array = np.zeros((3, 4, 4), np.float32)
+    with pytest.raises(InputError, match="C order: make it contiguous"):
+        as_host_array(on_device(array, strides=(4, 16, 64)))
+    elsewhere = SimpleNamespace(__dlpack_device__=lambda: (4, 0), __dlpack__=None)
+    with pytest.raises(InputError, match="device type 4"):
+        as_host_array(elsewhere)
+
+
+def test_a_device_that_does_not_answer_is_no_input_error(core, monkeypatch):
+    def broken(self, *arguments, **options):
+        raise fake_cuda.FakeDriverError("CUDA_ERROR_UNKNOWN")
+
+    monkeypatch.setattr(fake_cuda.Buffer, "copy_from", broken)
+    with pytest.raises(EngineError, match="from GPU 0 failed: CUDA_ERROR_UNKNOWN"):
+        as_host_array(on_device(np.zeros((3, 4, 4), np.float32)))
 
 
 def test_array_files(tmp_path):

@@ -22,6 +22,7 @@ from tests.kernels import fake_cuda
 from tests.kernels.conftest import shim  # noqa: F401
 from tests.runtime import recording_tensorrt
 from tests.tiny_bundle import CHANNELS, CLASSES, SIZE, random_picture, write_tiny_bundle
+from vitcx.kernels.arrays import DevicePointer
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.errors import DeviceError
 from vitcx.runtime import tensorrt_library, tensorrt_session
@@ -151,6 +152,15 @@ def test_answers_are_copies(bundle, record):
         session.encode(images(2, seed=1))
     np.testing.assert_array_equal(first, kept[0])
     np.testing.assert_array_equal(encoded, kept[1])
+
+
+def test_a_picture_on_the_device_is_explained_like_one_on_the_host(bundle, record):
+    picture = images(1)[0]
+    there = DevicePointer(picture.ctypes.data, picture.shape, owner=picture)
+    with Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer:
+        found = explainer.explain(there)
+        expected = explainer.explain(picture)
+    np.testing.assert_array_equal(found.saliency, expected.saliency)
 
 
 # --- contexts, streams, graphs --------------------------------------------------------------------
