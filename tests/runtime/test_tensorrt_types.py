@@ -16,16 +16,18 @@ pytest.importorskip("mypy", reason="needs the extra 'dev'")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 MODULES = sorted((SOURCE / "vitcx" / "runtime").glob("tensorrt_*.py"))
 
-# What makes the stubs of 10.13 unreadable: a keyword as a name, a default before none, and a
-# variable that hides the type of the same name.
+# What makes the stubs of 10.13 unreadable: a keyword as a name, a default before none, a variable
+# that hides the type of the same name. And sizes are sequences, without saying so.
 REPAIRS = (
     (r"\bin: list", "in_: list"),
     (r"channel_axis: int\)", "channel_axis: int = ...)"),
     (r"(?m)^bool: .*$", ""),
+    (r"(?m)^class Dims:$", "class Dims:\n    def __iter__(self) -> typing.Iterator[int]: ..."),
 )
 CONFIGURATION = """
 [mypy]
 strict = True
+warn_return_any = False
 namespace_packages = False
 mypy_path = {source}{separator}{stubs}
 [mypy-tensorrt.*,tensorrt_bindings.*]
