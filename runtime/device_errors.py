@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 from vitcx.runtime.errors import EngineError, VitcxError
 
-# CUDA_ERROR_OUT_OF_MEMORY, "Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory".
-_OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory", re.IGNORECASE)
+# CUDA_ERROR_OUT_OF_MEMORY, "Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory"; ONNX
+# Runtime's "Failed to allocate memory"; CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED.
+_OUT_OF_MEMORY = re.compile(
+    r"out[ _]?of[ _]?memory|failed to allocate memory|status_alloc_failed", re.IGNORECASE
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

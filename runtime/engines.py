@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from vitcx.runtime.bundle import Bundle
@@ -42,6 +42,12 @@ def _open_onnxruntime(bundle: Bundle, threads: int | None, batch_size: int | Non
     return OnnxRuntimeSession(bundle, threads, batch_size)
 
 
+def _open_cuda(bundle: Bundle, threads: int | None, batch_size: int | None) -> Session:
+    from vitcx.runtime.onnxruntime_cuda_session import OnnxRuntimeCudaSession
+
+    return OnnxRuntimeCudaSession(bundle, threads, batch_size)
+
+
 def _open_openvino(
     name: str, bundle: Bundle, threads: int | None, batch_size: int | None
 ) -> Session:
@@ -58,20 +64,6 @@ def _open_tensorrt(
     return TensorRTSession(bundle, flavour, batch_size)  # it has no use for the CPU's threads
 
 
-def _planned(probe: Callable[[], EngineStatus]) -> _Engine:
-    """An engine whose session is not written yet: it says so, and what else is missing."""
-
-    def planned() -> EngineStatus:
-        status = probe()
-        reason = "planned, not in this version"
-        return replace(status, available=False, reason=reason, problems=(reason, *status.problems))
-
-    def refuse(bundle: Bundle, threads: int | None, batch_size: int | None) -> Session:
-        raise EngineError(f"the engine '{probe().name}' cannot run here: {planned().reason}")
-
-    return _Engine(planned, refuse)
-
-
 # In the order in which `auto` prefers them. OpenVINO is by name only: on a CPU, `auto` means one
 # engine, so that no package that is installed beside it changes the last bits of a result.
 _ENGINES = {
@@ -79,7 +71,7 @@ _ENGINES = {
     "tensorrt-rtx": _Engine(
         partial(probe_tensorrt, "tensorrt-rtx"), partial(_open_tensorrt, "tensorrt-rtx")
     ),
-    "cuda": _planned(probe_cuda),
+    "cuda": _Engine(probe_cuda, _open_cuda),
     "onnxruntime": _Engine(probe_onnxruntime, _open_onnxruntime),
     "openvino": _Engine(
         partial(probe_openvino, "openvino"), partial(_open_openvino, "openvino"), automatic=False
