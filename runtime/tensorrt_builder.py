@@ -223,8 +223,8 @@ def _configure(
         _set_targets(library, config, options.compute_capabilities)
 
 
-def _set_targets(library: Library, config: Any, capabilities: tuple[str, ...]) -> None:
-    """Build ahead of time for these GPUs. TensorRT-RTX alone has the calls."""
+def check_capabilities(library: Library, capabilities: tuple[str, ...]) -> None:
+    """Raise `EngineError` if the library cannot build ahead of time for one of them."""
     supported = supported_capabilities(library)
     for capability in capabilities:
         if capability not in supported:
@@ -237,6 +237,11 @@ def _set_targets(library: Library, config: Any, capabilities: tuple[str, ...]) -
                     else "it builds for the GPU that it runs on; use tensorrt-rtx to build ahead"
                 )
             )
+
+
+def _set_targets(library: Library, config: Any, capabilities: tuple[str, ...]) -> None:
+    """Build ahead of time for these GPUs. TensorRT-RTX alone has the calls."""
+    check_capabilities(library, capabilities)
     config.num_compute_capabilities = len(capabilities)
     for place, capability in enumerate(capabilities):
         member = getattr(library.module.ComputeCapability, f"SM{capability.replace('.', '')}")

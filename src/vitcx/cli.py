@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("vitcx.commands.explain", "Explain pictures: overlay PNG, NPZ and JSON for each."),
     "demo": ("vitcx.commands.demo", "Explain drawn scenes with the embedded model."),
     "export": ("vitcx.commands.export", "Turn a PyTorch or timm model into a bundle."),
+    "plan": ("vitcx.commands.plan", "Build TensorRT plans ahead of time, or take them over."),
     "dataset": ("vitcx.commands.dataset", "Explain a data set into Parquet shards; resumable."),
     "serve": ("vitcx.commands.serve", "Serve explanations over HTTP, with a page to try them."),
     "evaluate": ("vitcx.commands.evaluate", "Measure how faithful explanations are."),

@@ -8,8 +8,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from vitcx.commands.plan import build_and_tell
 from vitcx.export import export_model
 from vitcx.runtime.bundle import LAYERS, PRECISIONS
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, check_capabilities
+from vitcx.runtime.tensorrt_library import FLAVOURS, find_library
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -73,6 +77,17 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     type=click.Path(path_type=Path),
     help="Picture to compare with torch on, besides drawn ones; may be repeated.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(list(FLAVOURS)),
+    help="Build its plan too, to OUT.plan: see 'vitcx plan build'.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    help="Of the GPU that is to run the plan, such as 8.9; may be repeated.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle at --out.")
 def command(
     model: str,
@@ -87,12 +102,19 @@ def command(
     precision: str,
     attention: str,
     check_images: tuple[Path, ...],
+    engine: str | None,
+    capabilities: tuple[str, ...],
     force: bool,
 ) -> None:
     """Turn a timm MODEL into a bundle: ONNX graph and manifest.
 
     MODEL is a name such as deit_tiny_patch16_224. Needs the extra `export`.
     """
+    options = BuildOptions(compute_capabilities=capabilities)
+    if (engine is None) != (not capabilities):
+        raise InputError("--engine and --compute-capability go together: a plan is for a GPU")
+    if engine is not None:
+        check_capabilities(find_library(engine), capabilities)  # before the work, not after it
     console = Console(stderr=True, highlight=False)
     with console.status("starting") as status:
         bundle = export_model(
@@ -124,3 +146,6 @@ def command(
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"
     )
+    if engine is not None:
+        plan = Path(f"{bundle.path.resolve()}.plan")
+        build_and_tell(bundle, plan, engine, Shapes().batch_size, options)

@@ -1,0 +1,125 @@
+"""`vitcx plan`: TensorRT plans built ahead of time, and taken into the cache of another machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.progress import TaskID
+
+from vitcx.commands.progress import progress_bar
+from vitcx.runtime.bundle import Bundle, read_bundle
+from vitcx.runtime.tensorrt_ahead import AheadPlan, build_ahead, take_plan
+from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes
+from vitcx.runtime.tensorrt_library import FLAVOURS
+from vitcx.runtime.tensorrt_progress import Progress
+
+log = logging.getLogger("vitcx")
+
+
+@click.group("plan")
+def command() -> None:
+    """Build TensorRT plans ahead of time, and take them into a machine's cache.
+
+    Without this, an engine builds its plan when it is first opened, and keeps it.
+    """
+
+
+@command.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    required=True,
+    help="Of the GPU that is to run it, such as 8.9; may be repeated.",
+)
+@click.option(
+    "--engine", default="tensorrt-rtx", show_default=True, type=click.Choice(list(FLAVOURS))
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=Shapes().batch_size,
+    show_default=True,
+    help="Rows of a mask batch: what the engine is then opened with.",
+)
+@click.option("--tf32", is_flag=True, help="Let float32 products be rounded to TF32.")
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="Of the builder.  [default: the library's]",
+)
+def build_command(
+    bundle: Path,
+    out: Path,
+    capabilities: tuple[str, ...],
+    engine: str,
+    batch_size: int,
+    tf32: bool,
+    optimization_level: int | None,
+) -> None:
+    """Build the plan of BUNDLE for GPUs that need not be here. Needs no torch."""
+    options = BuildOptions(
+        tf32=tf32, optimization_level=optimization_level, compute_capabilities=capabilities
+    )
+    build_and_tell(read_bundle(bundle), out, engine, batch_size, options)
+
+
+@command.command("take")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="That it is of.")
+@click.option("--sha256", required=True, help="What 'vitcx plan build' printed.")
+def take_command(plan: Path, bundle: Path, sha256: str) -> None:
+    """Put PLAN, built elsewhere, into this user's cache, where the engine finds it.
+
+    A plan is executable code: give the SHA-256 that its builder told you, not one found beside it.
+    """
+    keys = take_plan(plan, read_bundle(bundle), sha256.lower())
+    first = keys[0]
+    click.echo(
+        f"taken: {first.flavour} {first.version}, {first.precision}, mask batches of "
+        f"{first.shapes['batch_size']}, for compute capability "
+        f"{', '.join(key.compute_capability for key in keys)}"
+    )
+
+
+def build_and_tell(
+    bundle: Bundle, out: Path, engine: str, batch_size: int, options: BuildOptions
+) -> AheadPlan:
+    """Build a plan ahead of time with a progress bar, and print what came of it."""
+    # The shapes of a session that is opened with this batch size.
+    shapes = Shapes(min(Shapes().encode_images, batch_size), batch_size)
+    with _build_progress() as report:
+        made = build_ahead(bundle, out, engine, shapes, options, report)
+    told = made.report
+    click.echo(
+        f"{made.path}: {told.library}, {bundle.manifest.precision}, for compute capability "
+        f"{', '.join(told.targets)}, {told.bytes / 1e6:.1f} MB in {told.seconds:.1f} s"
+    )
+    click.echo(f"  {told.attention_in_words()}")
+    for warning in told.warnings:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"  sha256 {made.digest}")
+    return made
+
+
+@contextlib.contextmanager
+def _build_progress() -> Iterator[Progress]:
+    """A bar for each phase under way; their names in the log."""
+    tasks: dict[str, TaskID] = {}
+    with progress_bar() as bar:
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                log.info("%s", phase)
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+            if done >= total:
+                bar.remove_task(tasks.pop(phase))
+
+        yield report
