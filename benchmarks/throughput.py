@@ -1,8 +1,9 @@
 """How fast: ours against the paper's procedure in PyTorch and against the authors' code.
 
-``python -m benchmarks.throughput --model NAME --checkpoint FILE --bundle DIR IMAGES...``; every
-contender explains the same pictures for the same classes, taking turns; its faithfulness stands
-beside its speed. The last line of the output is JSON.
+``python -m benchmarks.throughput IMAGES --bundle DIR[@ENGINE] --checkpoint FILE``; every contender
+explains the same pictures for the same classes, taking turns; its faithfulness stands beside its
+speed. With --out, what was measured is kept as it comes, and a run that was stopped or is given
+more pictures or rounds goes on. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -10,54 +11,58 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import sys
+import statistics
+import time
 import warnings
-from functools import partial
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import torch
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import spearmanr
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import plain
-from benchmarks.authors import load_authors, run_authors
+from benchmarks.contenders import AUTHORS, TORCH, Call, Contender, Workshop, parse_bundle
+from benchmarks.footprint import measure
+from benchmarks.speed_table import draw_table
+from vitcx.commands.progress import progress_bar
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
+from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import (
-    interleave,
+    PAUSE_SECONDS,
+    describe_machine,
     matrix_rate,
     packed_rate,
-    peak_memory,
-    stages,
+    ratios,
     summary,
 )
 from vitcx.evaluation.subjects import find_pictures
-from vitcx.export.models import timm_model
-from vitcx.runtime.explainer import load
+from vitcx.runtime.digests import sha256_of
+from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.preprocess import prepare
 
-REFERENCE = "PyTorch, a mask at a time"
+PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn")
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", "name", default="deit_tiny_patch16_224", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Default: the hub's weights.")
-@click.option("--bundle", "bundles", multiple=True, required=True, help="Of the same weights.")
+@click.option(
+    "--bundle", "bundles", multiple=True, required=True, help="Of the same weights: DIR[@ENGINE]."
+)
 @click.option("--authors-code", help="FILE.py:FUNCTION of a checkout of the authors' repository.")
 @click.option("--limit", default=4, show_default=True, help="Pictures.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=28, show_default=True, help="Of the faithfulness curves.")
 @click.option("--threads", type=int, help="CPU threads of every contender.  [default: all cores]")
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile.")
-@click.option("--quick", is_flag=True, help="2 pictures, 1 round, 14 steps.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
+@click.option("--half", is_flag=True, help="Also PyTorch in bfloat16.")
+@click.option("--quick", is_flag=True, help="2 pictures, 1 round, 14 steps, no memory, no packing.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file; NAME.jsonl beside it.")
 def main(
     images: tuple[Path, ...],
     name: str,
@@ -69,132 +74,220 @@ def main(
     steps: int,
     threads: int | None,
     compiled: bool,
+    half: bool,
     quick: bool,
     out: Path | None,
 ) -> None:
     """Time explanations of IMAGES (files or folders)."""
     warnings.simplefilter("ignore")
-    console = Console(width=None if Console().is_terminal else 130)
+    started = time.perf_counter()
+    console = Console(width=None if Console().is_terminal else 150)
     if quick:
         limit, rounds, steps = 2, 1, 14
-    if threads is not None:
-        torch.set_num_threads(threads)
-    module, source = timm_model(name, checkpoint)
-    module.requires_grad_(False)
-    explainers = {bundle: load(bundle, threads=threads) for bundle in bundles}
-    first = next(iter(explainers.values()))
     pictures = find_pictures(images)[:limit]
-    pixels = [prepare(path, first.manifest).pixels for path in pictures]
-    classes = [int(first.session.predict(p[None])[0].argmax()) for p in pixels]
-
-    contenders: dict[str, Any] = {}
-    extra: dict[str, dict[str, Any]] = {}
-    for explainer in explainers.values():
-        for estimator in ("paper", "fast"):
-            label = f"vitcx {explainer.manifest.precision} {explainer.session.engine} {estimator}"
-
-            def ours(i: int, e: Any, s: str) -> Any:
-                return e.explain(pixels[i], classes[i], estimator=s).saliency[0]
-
-            contenders[label] = partial(ours, e=explainer, s=estimator)
-            contenders[label](0)
-            settings = {"estimator": estimator}
-            extra[label] = {
-                "stages": stages(explainer, pixels[0], settings),
-                "packed_per_second": packed_rate(explainer, pixels, settings),
-            }
-    contenders[REFERENCE] = lambda i: plain.loop(module, pixels[i], classes[i])
-    contenders["PyTorch, batched"] = lambda i: plain.batched(module, pixels[i], classes[i])
-    if not quick:
-        contenders["PyTorch, batched, bf16"] = lambda i: plain.batched(
-            module, pixels[i], classes[i], half=True
+    known = str(checkpoint) if checkpoint else None
+    context = {"model": name, "checkpoint": known and sha256_of(Path(known)), "threads": threads}
+    records = Records(out.with_suffix(".jsonl") if out else None, {**context, "steps": steps})
+    with Workshop(name, known, authors_code, threads) as workshop:
+        contenders, left_out = _contenders(
+            workshop, bundles, authors_code is not None, compiled, half
         )
-    if compiled:
-        fast = torch.compile(module, dynamic=True)
-        contenders["PyTorch, compiled"] = lambda i: plain.batched(
-            module, pixels[i], classes[i], forward=fast
-        )
-    reference = REFERENCE
-    agreement: list[float] = []
-    if authors_code is not None:
-        authors = load_authors(authors_code)
-        trained, _ = timm_model(name, checkpoint)  # it asks for gradients
-        reference = "the authors' code"
-        contenders[reference] = lambda i: run_authors(authors, trained, pixels[i], classes[i])
-        for image, target in zip(pixels, classes, strict=True):
-            theirs = run_authors(authors, trained, image, target, noise=False)
-            mine = first.explain(image, target, noise_std=0.0).saliency[0]
-            agreement.append(float(spearmanr(theirs.ravel(), mine.ravel()).statistic))
-
-    maps = {label: [call(i) for i in range(len(pixels))] for label, call in contenders.items()}
-    samples = interleave(
-        contenders,
-        len(pixels),
-        rounds,
-        lambda label: console.is_terminal and print(".", end="", file=sys.stderr, flush=True),
-    )
-    with FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, 3, *first.manifest.input_size))
-    rate = matrix_rate()
-    results: dict[str, Any] = {}
-    for label, found in samples.items():
-        questions = [
-            Question(p, m, c) for p, m, c in zip(pixels, maps[label], classes, strict=True)
-        ]
-        curves = list(score_curves(first.session, questions, steps=steps))
-        results[label] = {
-            **summary(found),
-            **extra.get(label, {}),
-            "insertion_minus_deletion": bootstrap([c.difference for c in curves]).mean,
-            "speedup": float(np.median(np.divide(samples[reference], found))),
+        first = workshop.explainer(*parse_bundle(bundles[0]))
+        pixels = [prepare(path, first.manifest).pixels for path in pictures]
+        classes = [int(first.session.predict(p[None])[0].argmax()) for p in pixels]
+        calls = {label: workshop.build(c) for label, c in contenders.items()}
+        for call in calls.values():
+            call(pixels[0], classes[0])  # warm
+        names = [path.name for path in pictures]
+        _time(calls, pixels, classes, names, rounds, records, first.session, steps)
+        if authors_code is not None:
+            for index in range(1 if quick else len(pixels)):
+                key = f"agreement {names[index]}"
+                if key not in records:
+                    theirs = workshop.authors_map(pixels[index], classes[index])
+                    mine = first.explain(pixels[index], classes[index], noise_std=0.0).saliency[0]
+                    rank = float(spearmanr(theirs.ravel(), mine.ravel()).statistic)
+                    records.add(key, kind="agreement", rank_correlation=rank)
+        if not quick:
+            for label, contender in contenders.items():
+                if f"memory {label}" not in records:
+                    peak = measure(workshop, contender, pixels[0], classes[0])
+                    records.add(f"memory {label}", kind="memory", label=label, bytes=peak)
+                if contender.kind == "vitcx" and f"packed {label}" not in records:
+                    explainer = workshop.explainer(contender.bundle, contender.engine)
+                    rate = packed_rate(explainer, pixels, {"estimator": contender.estimator})
+                    records.add(f"packed {label}", kind="packed", label=label, per_second=rate)
+        report = {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "machine": describe_machine(),
+            "threads": threads or "all cores",
+            "versions": {"python": platform.python_version(), **_versions()},
+            **context,
+            "pictures": len(pictures),
+            "rounds": rounds,
+            "steps": steps,
+            "quick": quick,
+            "left_out": left_out,
+            "reference": AUTHORS if authors_code is not None else TORCH["loop"],
+            "matrix_gflops": matrix_rate() / 1e9,
+            "forward_gflop": _forward_flops(workshop.module, first.manifest.input_size) / 1e9,
         }
-        if "stages" in results[label]:
-            forward = results[label]["stages"]["score"]
-            count = first.explain(pixels[0], classes[0]).settings["forward_passes"] - 1
-            passes = count / (2 if label.endswith("fast") else 1)
-            results[label]["share_of_matrix_rate"] = (
-                passes * counter.get_total_flops() / forward / rate
-            )
-    report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU used",
-        "versions": {p: metadata.version(p) for p in ("torch", "timm", "onnxruntime", "numpy")},
-        "model": name,
-        "weights": source,
-        "pictures": len(pixels),
-        "rounds": rounds,
-        "matrix_gflops": rate / 1e9,
-        "forward_gflop": counter.get_total_flops() / 1e9,
-        "peak_memory_bytes": peak_memory(),
-        "reference": reference,
-        "rank_correlation_with_authors_noise_off": agreement or None,
-        "results": results,
-    }
-    _print(console, report)
-    line = json.dumps(report, ensure_ascii=False)
+    report |= _results(records, list(contenders), names, rounds, report)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    console.print(draw_table(report))
+    for label, reason in left_out.items():
+        console.print(f"left out: {label}: {reason}", highlight=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    click.echo(line)
+    click.echo(json.dumps(report, ensure_ascii=False))
 
 
-def _print(console: Console, report: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("what", no_wrap=True)
-    for heading in ("p50", "p99", "times faster", "packed/s", "ins - del"):
-        table.add_column(heading, justify="right")
-    for label, row in report["results"].items():
-        packed = row.get("packed_per_second")
-        table.add_row(
-            label,
-            f"{row['p50']:.3f} s",
-            f"{row['p99']:.3f} s",
-            f"{row['speedup']:.2f}",
-            f"{packed:.2f}" if packed else "-",
-            f"{row['insertion_minus_deletion']:.3f}",
-        )
-    console.print(table)
-    console.print(f"times faster: than {report['reference']}, call by call", highlight=False)
+def _contenders(
+    workshop: Workshop, bundles: tuple[str, ...], authors: bool, compiled: bool, half: bool
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Those that can run here, by label, and why the others cannot."""
+    found: dict[str, Contender] = {}
+    left_out: dict[str, str] = {}
+    for text in bundles:
+        bundle, engine = parse_bundle(text)
+        for estimator in ("paper", "fast"):
+            contender = Contender("vitcx", bundle, engine, estimator)
+            try:
+                label = workshop.label(contender)
+            except EngineError as error:
+                left_out[text] = str(error)
+                continue
+            if label in found:
+                raise InputError(f"two --bundle are both '{label}': compare them in two runs")
+            found[label] = contender
+    if parse_bundle(bundles[0])[1] != "auto" and bundles[0] in left_out:
+        raise InputError(f"the first --bundle judges the maps, and {left_out[bundles[0]]}")
+    kinds = ["loop", "batched", *["compiled"] * compiled, *["bf16"] * half, *["authors"] * authors]
+    for kind in kinds:
+        found[workshop.label(Contender(kind))] = Contender(kind)
+    for kind, asked, option in (
+        ("compiled", compiled, "--compile"),
+        ("bf16", half, "--half"),
+        ("authors", authors, "--authors-code"),
+    ):
+        if not asked:
+            left_out[workshop.label(Contender(kind))] = f"{option} was not given"
+    return found, left_out
+
+
+def _time(
+    calls: dict[str, Call],
+    pixels: list[Any],
+    classes: list[int],
+    names: list[str],
+    rounds: int,
+    records: Records,
+    judge: Any,
+    steps: int,
+) -> None:
+    """Every contender on every picture, taking turns; the first round's maps are judged."""
+    order = list(calls)
+    wanted = rounds * len(pixels)
+    with progress_bar() as bar:
+        task = bar.add_task("pictures x rounds", total=wanted)
+        for turn in range(wanted):
+            round_, item = divmod(turn, len(pixels))
+            key = f"turn {round_} {names[item]}"
+            bar.advance(task)
+            done = [r for r in records if r["key"].startswith(f"{key} ")]
+            if {r["label"] for r in done} >= set(order):
+                continue
+            shift = turn % len(order)
+            answers = {}
+            seconds = {}
+            for label in order[shift:] + order[:shift]:
+                time.sleep(PAUSE_SECONDS)
+                start = time.perf_counter()
+                answers[label] = calls[label](pixels[item], classes[item])
+                seconds[label] = time.perf_counter() - start
+            questions = [Question(pixels[item], answers[n][0], classes[item]) for n in order]
+            curves = score_curves(judge, questions, steps=steps) if round_ == 0 else ()
+            scores = {label: curve.difference for label, curve in zip(order, curves, strict=False)}
+            for label in order:
+                records.add(
+                    f"{key} {label}",
+                    kind="turn",
+                    label=label,
+                    round=round_,
+                    picture=names[item],
+                    seconds=seconds[label],
+                    facts=answers[label][1],
+                    insertion_minus_deletion=scores.get(label),
+                )
+
+
+def _results(
+    records: Records, labels: Sequence[str], names: list[str], rounds: int, report: dict[str, Any]
+) -> dict[str, Any]:
+    lines = list(records)
+    asked = [
+        r for r in lines if r["kind"] == "turn" and r["round"] < rounds and r["picture"] in names
+    ]
+    asked.sort(key=lambda r: (r["round"], r["picture"]))  # so that calls of a turn are paired
+    turns = {label: [r for r in asked if r["label"] == label] for label in labels}
+    reference = turns[report["reference"]]
+    flops = report["forward_gflop"] / report["matrix_gflops"]  # seconds at the full matrix rate
+    results: dict[str, Any] = {}
+    for label, found in turns.items():
+        scores = _scores(found)
+        paired = np.subtract(scores, _scores(reference))
+        row: dict[str, Any] = {
+            **summary([r["seconds"] for r in found]),
+            "times_faster": ratios(
+                [r["seconds"] for r in reference], [r["seconds"] for r in found]
+            ),
+            "insertion_minus_deletion": bootstrap(scores).mean,
+            "minus_reference": vars(bootstrap(list(paired))),
+        }
+        if found[0]["facts"]:
+            facts = [r["facts"] for r in found]
+            keys = [k for k in facts[0] if k != "passes"]
+            row["stages"] = {k: statistics.median(f[k] for f in facts) for k in keys}
+            row["outside_forward_passes"] = statistics.median(
+                1 - (f["encode"] + f["score"]) / f["total"] for f in facts
+            )
+            row["share_of_matrix_rate"] = statistics.median(
+                (f["passes"] - 1) * flops / f["score"] for f in facts
+            )
+            row["masks"] = [f["passes"] // (1 if label.endswith("fast") else 2) for f in facts]
+        for line in lines:
+            if line.get("label") == label and line["kind"] == "memory":
+                row["peak_bytes"] = line["bytes"]
+            if line.get("label") == label and line["kind"] == "packed":
+                row["packed_per_second"] = line["per_second"]
+        results[label] = row
+    agreement = [r["rank_correlation"] for r in lines if r["kind"] == "agreement"]
+    return {"rank_correlation_with_authors_noise_off": agreement or None, "results": results}
+
+
+def _scores(turns: list[dict[str, Any]]) -> list[float]:
+    return [r["insertion_minus_deletion"] for r in turns if r["round"] == 0]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _forward_flops(module: Any, size: tuple[int, int]) -> int:
+    """Of one picture's forward pass, two for each multiply-add, attention included."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        module(torch.zeros(1, 3, *size))
+    return int(counter.get_total_flops())
 
 
 if __name__ == "__main__":

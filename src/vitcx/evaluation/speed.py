@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.lanes import available_cores
 
 FloatArray = NDArray[np.float32]
 _SIDE = 1024
+# Threads of some engines spin for a while after a call, and would be charged to the next one.
+PAUSE_SECONDS = 0.05
 
 
 def matrix_rate(seconds: float = 0.5) -> float:
@@ -35,6 +40,11 @@ def matrix_rate(seconds: float = 0.5) -> float:
 
 def peak_memory() -> int:
     """The most bytes this process has ever held; it never falls."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` tells what a parent held before its child's program began
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -56,11 +66,33 @@ def interleave(
         for item in range(items):
             shift = (turn * items + item) % len(order)
             for name in order[shift:] + order[:shift]:
+                time.sleep(PAUSE_SECONDS)
                 start = time.perf_counter()
                 contenders[name](item)
                 samples[name].append(time.perf_counter() - start)
                 done(name)
     return samples
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor's name, as the system tells it, and the cores this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return {"processor": name, "cores": available_cores(), "system": platform.platform()}
+
+
+def ratios(reference: Sequence[float], samples: Sequence[float]) -> dict[str, float]:
+    """How many times faster than the reference, call by call: median and quartiles.
+
+    Both lists are of one `interleave`, so that the two of a pair ran within seconds of each other.
+    """
+    quarters = np.quantile(np.divide(reference, samples), [0.25, 0.5, 0.75])
+    return dict(zip(("q25", "median", "q75"), map(float, quarters), strict=True))
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
