@@ -106,6 +106,7 @@ def export_model(
 
     from vitcx.export.class_names import read_class_names, resolve_class_names
     from vitcx.export.embedding import WithEmbedding, find_site, site_of_spec
+    from vitcx.export.last_block import prefix_tokens_only
     from vitcx.export.models import resize, timm_model
     from vitcx.export.parity import check_parity
     from vitcx.export.precision import find_precision
@@ -148,7 +149,14 @@ def export_model(
         resolved = resolve_class_names(names, module, probabilities.shape[1])
         with _folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
-            files = write_onnx(wrapped, preprocessing.input_size, folder, attention)
+            # The comparison below is with the model as it is. GPU engines are given it whole: their
+            # fused attention with fewer queries than keys has not been tried.
+            with (
+                prefix_tokens_only(module, site.path)
+                if attention == "plain"
+                else contextlib.nullcontext()
+            ):
+                files = write_onnx(wrapped, preprocessing.input_size, folder, attention)
             if chosen.convert is not None:
                 say(f"converting to {precision}")
                 chosen.convert(folder / MODEL_NAME)
