@@ -164,7 +164,9 @@ def quick(custom: tuple[nn.Module, ModelSpec], monkeypatch: pytest.MonkeyPatch) 
     """`export_model` of the custom module whose graph is a stand-in: for what is around it."""
     model, spec = custom
 
-    def write(module: nn.Module, size: tuple[int, int], folder: Path) -> tuple[str, ...]:
+    def write(
+        module: nn.Module, size: tuple[int, int], folder: Path, attention: str
+    ) -> tuple[str, ...]:
         (folder / "model.onnx").write_bytes(b"graph")
         return ("model.onnx",)
 
