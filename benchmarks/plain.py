@@ -3,6 +3,7 @@
 Both do what the published method does: masks at pixel resolution, agglomerative clustering with
 complete linkage, cluster sums min-max normalised, eq. 2 and eq. 5. `loop` scores a mask at a time;
 `batched` makes all masked pictures of a batch at once and can run compiled or in half precision.
+They run where the model's weights are, in their element type.
 """
 
 from __future__ import annotations
@@ -29,10 +30,22 @@ def _embedding(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     module = model.get_submodule(site.path)
     handle = module.register_forward_hook(lambda _m, _i, out: kept.append(out))
     try:
-        probabilities = model(image[None]).softmax(dim=1)[0]
+        probabilities = _probabilities(model, image[None])[0]
     finally:
         handle.remove()
-    return probabilities, site.arrange(kept[0])
+    return probabilities, site.arrange(kept[0]).float()
+
+
+def _probabilities(
+    model: nn.Module, images: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """(N,C) float32; `forward` instead of the model itself."""
+    weights = next(model.parameters()).dtype
+    return (forward or model)(images.to(weights)).float().softmax(dim=1)
+
+
+def _on_device(model: nn.Module, image: FloatArray) -> Tensor:
+    return torch.from_numpy(image).to(next(model.parameters()).device)
 
 
 def pixel_masks(embedding: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
@@ -40,11 +53,13 @@ def pixel_masks(embedding: Tensor, size: tuple[int, int], threshold: float) -> T
     maps = nn.functional.interpolate(embedding, size=size, mode="bilinear", align_corners=False)
     masks = _normalised(maps[0].flatten(1))
     unit = masks / masks.norm(dim=1, keepdim=True)
-    distance = (1 - unit @ unit.T).clamp(min=0).numpy().astype(np.float64)
+    distance = (1 - unit @ unit.T).clamp(min=0).cpu().numpy().astype(np.float64)
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), method="complete")
     labels = torch.from_numpy(fcluster(tree, threshold, "distance")).long() - 1
-    sums = torch.zeros(int(labels.max()) + 1, masks.shape[1]).index_add_(0, labels, masks)
+    labels = labels.to(masks.device)
+    empty = torch.zeros(int(labels.max()) + 1, masks.shape[1], device=masks.device)
+    sums = empty.index_add_(0, labels, masks)
     return _normalised(sums).reshape(-1, *size)
 
 
@@ -55,7 +70,7 @@ def _normalised(rows: Tensor) -> Tensor:
 
 def _map(masks: Tensor, impacts: Tensor) -> FloatArray:
     total = (impacts[:, None, None] * masks).sum(dim=0)
-    return (total / masks.sum(dim=0)).numpy()
+    return (total / masks.sum(dim=0)).cpu().numpy()
 
 
 @torch.no_grad()
@@ -68,14 +83,14 @@ def loop(
     noise_std: float = NOISE_STD,
 ) -> FloatArray:
     """One mask at a time."""
-    x = torch.from_numpy(image)
+    x = _on_device(model, image)
     probabilities, embedding = _embedding(model, x)
     masks = pixel_masks(embedding, image.shape[1:], threshold)
     impacts = []
     for mask in masks:
         noise = (1 - mask) * torch.randn_like(x) * noise_std
-        masked = model((x * mask + noise)[None]).softmax(dim=1)[0, target]
-        noisy = model((x + noise)[None]).softmax(dim=1)[0, target]
+        masked = _probabilities(model, (x * mask + noise)[None])[0, target]
+        noisy = _probabilities(model, (x + noise)[None])[0, target]
         impacts.append(masked + probabilities[target] - noisy)
     return _map(masks, torch.stack(impacts))
 
@@ -92,16 +107,17 @@ def batched(
     forward: Callable[[Tensor], Tensor] | None = None,
     half: bool = False,
 ) -> FloatArray:
-    """All rows in batches; `forward` is a compiled model, `half` runs it in bfloat16."""
-    x = torch.from_numpy(image)
+    """All rows in batches; `forward` is a compiled model, `half` runs a float32 one in bfloat16."""
+    x = _on_device(model, image)
     probabilities, embedding = _embedding(model, x)
     masks = pixel_masks(embedding, image.shape[1:], threshold)
     scores = []
     for part in masks.split(batch // 2):
         pixels = part[:, None]
-        noise = (1 - pixels) * torch.randn(len(part), *x.shape) * noise_std
+        normals = torch.randn(len(part), *x.shape, device=x.device)
+        noise = (1 - pixels) * normals * noise_std
         rows = torch.cat([x * pixels + noise, x + noise])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            answers = (forward or model)(rows).float().softmax(dim=1)[:, target]
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            answers = _probabilities(model, rows, forward)[:, target]
         scores.append(answers[: len(part)] + probabilities[target] - answers[len(part) :])
     return _map(masks, torch.cat(scores))

@@ -1,5 +1,7 @@
 """The PyTorch baselines give the maps that ours give, noise off."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,16 @@ def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
         impacts = vit(rows).softmax(dim=1)[:, 2].numpy()
     ours, _ = aggregate(low, impacts[None], (32, 32), correct_coverage=True)
     np.testing.assert_allclose(one, ours[0], atol=1e-4)
+
+
+def test_a_model_with_16_bit_weights_gives_nearly_the_same_map(vit):
+    """As on a GPU, where that is the fast way; bfloat16 keeps 8 bits."""
+    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    full = plain.batched(vit, image, 2, threshold=0.2, noise_std=0.0)
+    small = copy.deepcopy(vit).to(torch.bfloat16)
+    found = plain.batched(small, image, 2, threshold=0.2, noise_std=0.0)
+    assert found.dtype == np.float32
+    assert np.corrcoef(found.ravel(), full.ravel())[0, 1] > 0.9
 
 
 def test_the_place_of_the_authors_code_is_checked():

@@ -13,6 +13,7 @@ import enum
 import json
 import sys
 import threading
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import numpy as np
@@ -253,6 +254,7 @@ def install(monkeypatch, tmp_path, flavour="tensorrt", old=False):
 
     name = tensorrt_library.FLAVOURS[flavour][0]
     module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # who looks for the module asks for this
     module.__version__ = "8.6.0" if old else "10.13.0.35"
     module.Builder = object  # what tells a library from a folder of stubs
     module.Runtime = Runtime
