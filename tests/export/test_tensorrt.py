@@ -99,8 +99,7 @@ def test_a_plan_is_built(
     if precision == "fp32":
         assert fused == 0  # there is no such kernel
     else:
-        # Plain attention is recognised too. Of Swin's two blocks, the one with shifted windows is
-        # not (TensorRT-RTX 1.7).
+        # Plain attention is recognised too; of Swin's two blocks, one is not (TensorRT-RTX 1.7).
         assert 2 <= fused <= 2 * ATTENTIONS[family]
 
 
