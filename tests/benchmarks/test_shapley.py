@@ -97,7 +97,7 @@ def test_training_explains_more_than_equal_shares_do(demo):
     # Whether loss, normalisation and steps work, not how well: the same seed draws the coalitions
     # that were learned by heart.
     images = torch.from_numpy(subject.pixels)[None]
-    learned = shapley.train(classifier, images, pairs=8, epochs=20, batch=1)
+    learned = shapley.train(classifier, images, pairs=8, epochs=40, batch=1)
     share = shapley.explained_share(learned, classifier, images, 8, np.random.default_rng(0))
     assert share > 0.1
     found = shapley.shapley_map(learned, classifier, subject.pixels, subject.target)
