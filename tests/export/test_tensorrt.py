@@ -23,13 +23,14 @@ from . import tiny
 TARGETS = ("8.0", "8.9", "12.0")
 SHAPES = Shapes(encode_images=2, batch_size=4)
 # Heads of 32, as in the real models: libraries have no fused attention for heads of 12. As few
-# blocks as show a family's kinds, because torch takes seconds to export each.
+# blocks as show a family's kinds, because torch takes seconds to export each: a ViT's last block
+# attends from its prefix tokens alone, which is a kind of its own.
 CHANGES = {
-    "vit": {"embed_dim": 64, "depth": 1},
-    "deit_distilled": {"embed_dim": 64, "depth": 1},
+    "vit": {"embed_dim": 64, "depth": 2},
+    "deit_distilled": {"embed_dim": 64, "depth": 2},
     "swin": {"embed_dim": 32, "depths": (2,), "num_heads": (1,)},
 }
-ATTENTIONS = {"vit": 1, "deit_distilled": 1, "swin": 2}
+ATTENTIONS = {"vit": 2, "deit_distilled": 2, "swin": 2}
 # DeiT's attention is ViT's: once with nodes is enough.
 EXPORTS = [
     ("vit", "plain"),
@@ -96,10 +97,11 @@ def test_a_plan_is_built(
     assert built.report.attentions == ATTENTIONS[family]
     fused = built.report.fused
     assert fused is not None
+    # TensorRT-RTX 1.7 has no fused kernel of float32, but for a last block's few queries. In fp16
+    # it recognises plain attention too: one block of each family, in both profiles, at the least.
     if precision == "fp32":
-        assert fused == 0  # there is no such kernel
+        assert fused <= 2
     else:
-        # Plain attention is recognised too; of Swin's two blocks, one is not (TensorRT-RTX 1.7).
         assert 2 <= fused <= 2 * ATTENTIONS[family]
 
 
@@ -111,7 +113,9 @@ def test_attention_in_fp16_becomes_one_kernel(
     bundle = in_half(bundles["vit", "plain"], tmp_path)
     options = BuildOptions(compute_capabilities=(target,))
     report = build_plan(library, bundle, SHAPES, options).report
-    assert report.attention_in_words() == "all 2 attentions are fused kernels"
+    # The first block's, in both profiles; the last block's few queries need not be.
+    assert report.attentions == 2
+    assert report.fused in (2, 3, 4)
 
 
 @pytest.mark.slow
