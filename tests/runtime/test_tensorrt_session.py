@@ -24,12 +24,15 @@ from tests.runtime import recording_tensorrt
 from tests.tiny_bundle import CHANNELS, CLASSES, SIZE, random_picture, write_tiny_bundle
 from vitcx.kernels.arrays import DevicePointer
 from vitcx.kernels.blend import SKIP, Job
+from vitcx.kernels.driver import find_driver
 from vitcx.kernels.errors import DeviceError
 from vitcx.runtime import tensorrt_library, tensorrt_session
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.session import Batch
+from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.tensorrt_context import PlanRefused, open_plan
 from vitcx.runtime.tensorrt_session import TensorRTSession
 
 # The kernel's rows differ by 2e-6 from the NumPy twin's (tests/kernels/test_blend.py); the tiny
@@ -425,6 +428,24 @@ def test_without_a_gpu_the_error_says_so(bundle, monkeypatch, tmp_path):
     with pytest.raises(EngineError, match=r"opening GPU 0 failed: No CUDA driver here$"):
         TensorRTSession(bundle)
     tensorrt_library.find_library.cache_clear()
+
+
+def test_the_real_library_says_why_it_cannot_read_a_plan(bundle):
+    """TensorRT-RTX builds on a machine without a driver, and reads nothing there."""
+    pytest.importorskip("tensorrt_rtx")
+    try:
+        find_driver()
+    except DeviceError:
+        pass
+    else:
+        pytest.skip("this machine has a driver")
+    tensorrt_library.find_library.cache_clear()
+    library = tensorrt_library.find_library("tensorrt-rtx")
+    shapes = Shapes(2, 4)
+    built = build_plan(library, bundle, shapes, BuildOptions(compute_capabilities=("8.9",)))
+    with pytest.raises(PlanRefused, match=r"cannot read the plan: .*driver") as caught:
+        open_plan(library, built.plan, bundle.manifest, shapes)
+    assert "\n" not in str(caught.value)
 
 
 # --- the stand-in against the real packages -------------------------------------------------------
