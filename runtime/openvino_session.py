@@ -1,8 +1,8 @@
 """A session on OpenVINO's CPU plugin, in float32, or in bfloat16 by name.
 
 bfloat16 is an approximation, and so an engine of its own: `openvino-bf16`. It is refused where the
-CPU does not compute in bfloat16 (AMX, or AVX-512 BF16): OpenVINO would emulate it there, 80 times
-slower where that was seen, or leave it at float32.
+CPU does not compute in bfloat16 (AMX, or AVX-512 BF16): OpenVINO would emulate it there, far more
+slowly than float32, or leave it at float32.
 """
 
 from __future__ import annotations
