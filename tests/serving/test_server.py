@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -311,6 +312,29 @@ def test_open_inference_refuses_in_a_sentence(client, body: bytes) -> None:
     answer = client.post("v2/models/tiny/infer", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]
+
+
+@pytest.mark.slow
+def test_requests_made_from_the_specification_never_end_in_a_server_error(tmp_path):
+    """Valid and invalid ones, by Schemathesis: no answer is a 5xx, and none fails to come."""
+    pytest.importorskip("schemathesis")
+    config = tmp_path / "schemathesis.toml"
+    config.write_text('[parameters]\n"path.name" = "vitcx_demo"\n')
+    words = ["--config-file", str(config), "run", "--no-color", "--seed", "1", "--warnings", "off"]
+    words += ["--checks", "not_a_server_error", "--phases", "coverage,fuzzing"]
+    words += ["--max-examples", "15", "--request-timeout", str(TIMEOUT)]
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    with serving("demo") as (_, client):
+        done = subprocess.run(
+            [shutil.which("schemathesis", path=Path(sys.executable).parent), *words,
+             f"{client.base_url}openapi.json"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        made = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+        assert made, done.stdout
+        assert int(made[1]) >= 200
+        assert client.get("readyz").status_code == 200
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
