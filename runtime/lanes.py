@@ -50,8 +50,18 @@ class Lanes(Closing):
         self._pool = ThreadPoolExecutor(count, "vitcx-lane") if count > 1 else None
 
     def map(self, work: Callable[[slice], _T], items: int, size: int = LANE_ROWS) -> list[_T]:
-        """`work` on slices of at most `size` of so many items; its answers, in order."""
-        parts = [slice(start, min(start + size, items)) for start in range(0, items, size)]
+        """`work` on slices of at most `size` of so many items; its answers, in order.
+
+        The last slices are smaller where that gives every lane as many as the others: a lane that
+        waits for another's last slice is a core that does nothing.
+        """
+        if not items:
+            return []
+        count = -(-items // size)
+        count = min(items, -(-count // self.count) * self.count)
+        least, larger = divmod(items, count)
+        ends = [n * least + min(n, larger) for n in range(count + 1)]
+        parts = [slice(*ends[n : n + 2]) for n in range(count)]
         if self._pool is None or len(parts) == 1:
             return [work(part) for part in parts]
         return list(self._pool.map(work, parts))

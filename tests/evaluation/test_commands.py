@@ -6,6 +6,7 @@ import pytest
 
 from vitcx.cli import main
 from vitcx.commands import bench, evaluate
+from vitcx.runtime.errors import EngineError
 
 
 @pytest.fixture
@@ -83,3 +84,20 @@ def test_bench_ends_with_json(pictures, capsys, tmp_path):
         assert row["masks"] >= 1
         assert len(row["samples"]) == 1
         assert 0 <= row["stages"]["outside"] <= 1
+
+
+def test_bench_leaves_out_an_engine_that_cannot_run_and_says_why(monkeypatch, capsys, explainer):
+    def load(bundle, engine, *arguments):
+        if engine == "openvino-bf16":
+            raise EngineError("the CPU does not compute in bfloat16")
+        return explainer
+
+    monkeypatch.setattr(bench, "load", load)
+    engines = ["--engine", "openvino-bf16", "--engine", "auto"]
+    assert main(["bench", "--quick", *engines]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: demo on openvino-bf16: the CPU does not compute in bfloat16" in lines
+    assert json.loads(lines[-1])["left_out"].keys() == {"demo on openvino-bf16"}
+
+    assert main(["bench", "--quick", *engines[:2]]) == 2
+    assert "the CPU does not compute in bfloat16" in capsys.readouterr().err

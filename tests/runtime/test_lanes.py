@@ -24,6 +24,12 @@ def test_the_slices_cover_every_row_once_and_answers_keep_their_order(count, ite
     assert max(map(len, parts)) <= LANE_ROWS
 
 
+def test_every_lane_has_as_many_slices_as_the_others():
+    with Lanes(2) as lanes:
+        lengths = [part.stop - part.start for part in lanes.map(lambda part: part, 14)]
+    assert lengths == [2, 2, 2, 2, 2, 2, 1, 1]
+
+
 def test_two_lanes_work_at_the_same_time():
     meeting = threading.Barrier(2)
     with Lanes(2) as lanes:  # one after the other, they would wait here for ever

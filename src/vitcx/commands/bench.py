@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitcx.evaluation.speed import (
+    describe_machine,
     interleave,
     matrix_rate,
     packed_rate,
@@ -24,6 +24,7 @@ from vitcx.evaluation.speed import (
     summary,
 )
 from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.errors import EngineError, MissingExtraError
 from vitcx.runtime.explainer import load
 from vitcx.runtime.preprocess import prepare
 
@@ -79,17 +80,23 @@ def command(
 ) -> None:
     """Time explanations of IMAGES (without any: of noise, whose number of masks is its own).
 
-    All combinations are loaded at once and take turns. The last line of the output is JSON.
+    All combinations are loaded at once and take turns; an engine that cannot run here is left out,
+    and the reason is printed. The last line of the output is JSON.
     """
     console = Console(width=None if Console().is_terminal else 120)
     rounds = 1 if quick else rounds
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[int], Any]] = {}
+    left_out: dict[str, str] = {}
     with ExitStack() as stack:
         for bundle in bundles:
             for engine in engines:
                 for size in batch_sizes or (None,):
-                    explainer = stack.enter_context(load(bundle, engine, threads, size))
+                    try:
+                        explainer = stack.enter_context(load(bundle, engine, threads, size))
+                    except (EngineError, MissingExtraError) as error:
+                        left_out[f"{bundle} on {engine}"] = str(error)
+                        continue
                     manifest = explainer.manifest
                     if images:
                         pixels = [prepare(path, manifest).pixels for path in images]
@@ -115,6 +122,8 @@ def command(
                             "stages": stages(explainer, pixels[0], settings),
                             "packed_per_second": packed_rate(explainer, pixels, settings),
                         }
+        if not calls:
+            raise EngineError("; ".join(dict.fromkeys(left_out.values())))
         samples = interleave(calls, len(images) or 2, rounds)
     for name, found in samples.items():
         rows[name] |= summary(found)
@@ -131,10 +140,13 @@ def command(
             f"{row['stages']['outside']:.1%}",
         )
     console.print(table)
+    for place, reason in left_out.items():
+        console.print(f"left out: {place}: {reason}", highlight=False, soft_wrap=True)
     report = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": describe_machine(),
         "matrix_gflops": matrix_rate() / 1e9,
         "peak_memory_bytes": peak_memory(),
+        "left_out": left_out,
         "results": rows,
     }
     line = json.dumps(report, ensure_ascii=False)
