@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +68,12 @@ def export_model(
         word for it.
     stage : stage of a Swin, from 0, negative from the end; None takes the second-to-last.
     block : block in the stage or model, from 0, negative from the end.
-    precision : "fp32"; the others are planned.
+    precision : "fp32", "fp16", "bf16" or "int8". What a reduced one costs is measured against fp32
+        and kept in the manifest; `vitcx.load` refuses one that costs too much.
     attention : "plain", or "fused": each attention one ONNX node (opset 23) for GPU engines. ONNX
         Runtime's CPU provider is slower with it.
-    check_images : picture files to compare on, beside noise and drawn scenes.
+    check_images : photographs to compare on, beside noise and drawn scenes. A reduced precision is
+        measured on them alone; some twenty make figures worth having.
     force : replace a bundle at `out`.
     report : told each step in a few words.
 
@@ -107,13 +109,15 @@ def export_model(
     from vitcx.export.class_names import read_class_names, resolve_class_names
     from vitcx.export.embedding import WithEmbedding, find_site, site_of_spec
     from vitcx.export.last_block import prefix_tokens_only
+    from vitcx.export.measuring import measure_figures
     from vitcx.export.models import resize, timm_model
-    from vitcx.export.parity import check_parity
+    from vitcx.export.parity import FLOAT32, check_parity
     from vitcx.export.precision import find_precision
     from vitcx.export.preprocessing import preprocessing_of_spec, preprocessing_of_timm
     from vitcx.export.to_onnx import ATTENTION_OPSETS, write_onnx
 
     chosen = find_precision(precision)
+    pictures = [Path(p) for p in check_images]
     if isinstance(class_names, Path):
         class_names = read_class_names(class_names)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -149,6 +153,8 @@ def export_model(
         resolved = resolve_class_names(names, module, probabilities.shape[1])
         with _folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
+            exact = folder if chosen.write is None else folder.parent / "fp32"
+            exact.mkdir(exist_ok=True)
             # The comparison below is with the model as it is. GPU engines are given it whole: their
             # fused attention with fewer queries than keys has not been tried.
             with (
@@ -156,18 +162,21 @@ def export_model(
                 if attention == "plain"
                 else contextlib.nullcontext()
             ):
-                files = write_onnx(wrapped, preprocessing.input_size, folder, attention)
-            if chosen.convert is not None:
-                say(f"converting to {precision}")
-                chosen.convert(folder / MODEL_NAME)
+                write_onnx(wrapped, preprocessing.input_size, exact, attention)
             say("comparing with torch")
-            parity = check_parity(
-                folder / MODEL_NAME,
-                wrapped,
-                preprocessing,
-                chosen.tolerance,
-                [Path(p) for p in check_images],
-            )
+            parity = check_parity(exact / MODEL_NAME, wrapped, preprocessing, FLOAT32, pictures)
+            if chosen.write is not None:
+                say(f"converting to {precision}")
+                chosen.write(exact / MODEL_NAME, folder / MODEL_NAME)
+                stand_in = folder
+                if chosen.write_stand_in is not None:
+                    stand_in = folder.parent / "stand_in"
+                    stand_in.mkdir()
+                    chosen.write_stand_in(folder / MODEL_NAME, stand_in / MODEL_NAME)
+                say(f"comparing {precision} with torch")
+                parity = check_parity(
+                    stand_in / MODEL_NAME, wrapped, preprocessing, chosen.tolerance, pictures
+                )
             manifest = Manifest(
                 **asdict(preprocessing),
                 model_name=name,
@@ -180,10 +189,19 @@ def export_model(
                 distance_threshold=site.distance_threshold,
                 opset=ATTENTION_OPSETS[attention],
                 precision=precision,
-                files={file: sha256_of(folder / file) for file in files},
+                files={file.name: sha256_of(file) for file in sorted(folder.iterdir())},
                 parity=parity,
                 versions=_versions(),
             )
+            if chosen.write is not None:
+                figures = measure_figures(
+                    manifest,
+                    exact,
+                    stand_in,
+                    pictures,
+                    lambda done, of: say(f"measuring {precision}: {done} of {of} images"),
+                )
+                manifest = replace(manifest, precision_figures=figures)
             write_manifest(folder, manifest)
     finally:
         wrapped.close()

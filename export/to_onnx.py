@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import nn
 
@@ -84,9 +85,19 @@ def write_onnx(
             )
         program.model.ir_version = max(program.model.ir_version, _FUSED_IR_VERSION)
     _drop_traces(program.model)
-    size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    program.save(folder / MODEL_NAME, external_data=size > _ONE_FILE_BYTES)
+    save_graph(program.model, folder / MODEL_NAME)
     return tuple(sorted(file.name for file in folder.iterdir()))
+
+
+def save_graph(model: Any, path: Path) -> None:
+    """Write an onnx_ir model to `path`, its weights beside it in ``PATH.data`` only above 2 GB."""
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if is_large(model) else None)
+
+
+def is_large(model: Any) -> bool:
+    """Whether the weights of an onnx_ir model need a file of their own."""
+    weights = model.graph.initializers.values()
+    return bool(sum(weight.const_value.nbytes for weight in weights) > _ONE_FILE_BYTES)
 
 
 @contextlib.contextmanager

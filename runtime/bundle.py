@@ -49,7 +49,9 @@ class Manifest:
     distance_threshold : default δ of the clustering, in [0, 1].
     opset, precision : of the graph.
     files : SHA-256 by file name, of every file but the manifest.
-    parity : figures measured against the framework at export, and later by precision checks.
+    parity : figures measured against the framework at export.
+    precision_figures : of a reduced precision, measured against fp32 at export (see
+        `vitcx.runtime.precision_limits`); empty in fp32.
     versions : of what made it.
     """
 
@@ -72,6 +74,7 @@ class Manifest:
     files: Mapping[str, str]
     parity: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    precision_figures: Mapping[str, float] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -105,9 +108,10 @@ class Manifest:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - fields.keys()):
             raise BundleError(f"the manifest has unknown entries: {', '.join(unknown)}")
-        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING} - {
-            "parity",
-            "versions",
+        required = {
+            name
+            for name, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         }
         if missing := sorted(required - values.keys()):
             raise BundleError(f"the manifest lacks: {', '.join(missing)}")

@@ -17,6 +17,7 @@ from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
 from vitcx.runtime.engines import open_session
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline import Pipeline
+from vitcx.runtime.precision_limits import check_precision
 from vitcx.runtime.session import Scores, Session
 from vitcx.runtime.settings import Request, complete_settings
 from vitcx.runtime.steps import Steps
@@ -213,6 +214,7 @@ def load(
     engine: str = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
+    allow_imprecise: bool = False,
 ) -> Explainer:
     """Load a bundle on an engine.
 
@@ -223,6 +225,8 @@ def load(
         ``openvino``, ``openvino-bf16``. One asked for by name that cannot run here is an error.
     threads : CPU threads of one forward pass; None takes every core.
     batch_size : rows of a mask batch; None takes the engine's default.
+    allow_imprecise : load a bundle of a reduced precision even where what export measured is
+        beyond the limits (`vitcx.runtime.precision_limits`), or where nothing was measured.
 
     Returns
     -------
@@ -231,10 +235,11 @@ def load(
     Raises
     ------
     BundleError
-        If the bundle is missing, damaged or does not fit.
+        If the bundle is missing, damaged, does not fit or is too imprecise.
     EngineError, MissingExtraError
         If the engine cannot run here.
     """
     folder = Path(__file__).parent / "demo" / "bundle" if bundle == "demo" else Path(bundle)
     checked = read_bundle(folder)
+    check_precision(checked.manifest, allow_imprecise=allow_imprecise)
     return Explainer(checked, open_session(checked, engine, threads, batch_size))

@@ -63,6 +63,11 @@ class OnnxRuntimeSession(Session):
                 str(bundle.model_path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own exception types have no common base
+            if bundle.manifest.precision == "bf16":
+                raise EngineError(
+                    f"'{bundle.path}' is in bf16, and ONNX Runtime has no bfloat16 on the CPU: "
+                    "export it in fp32, fp16 or int8, or use another engine"
+                ) from None
             raise BundleError(f"ONNX Runtime cannot load '{bundle.model_path}': {error}") from None
         inputs = [i.name for i in self._session.get_inputs()]
         outputs = [o.name for o in self._session.get_outputs()]

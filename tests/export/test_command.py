@@ -46,7 +46,7 @@ def test_a_checkpoint_becomes_a_bundle(
         (["--img-size", "64x"], "expected a side or HxW"),
         (["--layer", "mlp"], "mlp"),
         (["--num-classes", "0"], "num-classes"),
-        (["--precision", "int8"], "int8 is planned, not available yet"),
+        (["--precision", "fp8"], "fp8"),
         (["--stage", "1"], "no stages"),
         (["--class-names", "missing.txt"], "missing.txt"),
         (["--checkpoint", "missing.pth"], "no checkpoint at 'missing.pth'"),

@@ -243,7 +243,6 @@ def test_folders_that_are_taken(quick: Any, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"layer": "mlp"}, "layer is 'mlp', expected one of norm1, attn, block"),
-        ({"precision": "fp16"}, "fp16 is planned, not available yet"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"img_size": 0}, "img_size is 0"),
         ({"img_size": (1, 2, 3)}, "img_size is"),

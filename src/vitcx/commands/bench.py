@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vitcx.commands.options import imprecise_option
 from vitcx.evaluation.speed import (
     describe_machine,
     interleave,
@@ -64,6 +65,7 @@ from vitcx.runtime.preprocess import prepare
     type=click.Choice(("paper", "fast", "antithetic")),
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
+@imprecise_option
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One round.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
@@ -74,6 +76,7 @@ def command(
     batch_sizes: tuple[int, ...],
     estimators: tuple[str, ...],
     threads: int | None,
+    allow_imprecise: bool,
     rounds: int,
     quick: bool,
     out: Path | None,
@@ -93,7 +96,9 @@ def command(
             for engine in engines:
                 for size in batch_sizes or (None,):
                     try:
-                        explainer = stack.enter_context(load(bundle, engine, threads, size))
+                        explainer = stack.enter_context(
+                            load(bundle, engine, threads, size, allow_imprecise)
+                        )
                     except (EngineError, MissingExtraError) as error:
                         left_out[f"{bundle} on {engine}"] = str(error)
                         continue

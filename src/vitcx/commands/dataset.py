@@ -57,6 +57,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    allow_imprecise: bool,
     on_ray: bool,
     ray_workers: str,
     ray_gpus: float,
@@ -74,7 +75,7 @@ def command(
     output = Output(resolution, dtype, shard_size, overlays)
     wanted = parse_targets(targets)
     start = time.monotonic()
-    with load(bundle, engine, threads, batch_size) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         job = Job(explainer, items, out, output, targets=wanted, resume=resume, **settings)
         columns = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
         with progress_bar(*columns, transient=False) as progress:
@@ -93,6 +94,7 @@ def command(
                         "engine": explainer.session.engine,
                         "threads": threads,
                         "batch_size": batch_size,
+                        "allow_imprecise": allow_imprecise,
                     },
                     job_arguments(items, out, output, wanted, settings),
                     workers=_workers(ray_workers),

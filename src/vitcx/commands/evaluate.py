@@ -69,6 +69,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    allow_imprecise: bool,
     as_json: bool,
 ) -> None:
     """Measure how faithful explanations are.
@@ -84,7 +85,7 @@ def command(
         check_out_folder(out)
     known = read_annotations(annotations) if annotations else {}
     pictures = find_pictures(images)[:limit]
-    with load(bundle, engine, threads, batch_size) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         manifest = explainer.manifest
 
         def subjects() -> list[Subject]:

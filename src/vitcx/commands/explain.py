@@ -42,6 +42,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    allow_imprecise: bool,
     input_npy: bool,
     figure: bool,
     as_json: bool,
@@ -60,7 +61,7 @@ def command(
     check_out_folder(out)
     failed = 0
     names = _distinct_names(images)
-    with load(bundle, engine, threads, batch_size) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         results = explainer.try_explain_many(
             [ArrayFile(path) for path in images] if input_npy else images,
             parse_targets(targets),

@@ -12,6 +12,7 @@ from vitcx.commands.plan import build_and_tell
 from vitcx.export import export_model
 from vitcx.runtime.bundle import LAYERS, PRECISIONS
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.precision_limits import precision_problem
 from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, check_capabilities
 from vitcx.runtime.tensorrt_library import FLAVOURS, find_library
 
@@ -62,7 +63,13 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     show_default=True,
     help="Block in the stage or model, from 0, negative from the end.",
 )
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of the graph; what a reduced one costs is measured, on --check-image.",
+)
 @click.option(
     "--attention",
     type=click.Choice(("plain", "fused")),
@@ -146,6 +153,19 @@ def command(
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"
     )
+    if figures := m.precision_figures:
+        click.echo(
+            f"{m.precision} against fp32 on {figures['images']:.0f} images, of which "
+            f"{figures['photographs']:.0f} photographs: the same likeliest class in "
+            f"{figures['top1_agreement']:.0%}, rank correlation of the maps "
+            f"{figures['rank_correlation_median']:.3f} in the median "
+            f"({figures['rank_correlation_min']:.3f} at the least), deletion "
+            f"{figures['deletion_change']:+.4f}, insertion {figures['insertion_change']:+.4f}"
+        )
+        if not figures["photographs"]:
+            click.echo("give photographs with --check-image: drawn scenes say less")
+    if problem := precision_problem(m):
+        click.echo(f"vitcx will refuse it without --allow-imprecise: {problem}")
     if engine is not None:
         plan = Path(f"{bundle.path.resolve()}.plan")
         build_and_tell(bundle, plan, engine, Shapes().batch_size, options)

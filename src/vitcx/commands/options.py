@@ -27,13 +27,17 @@ def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorate
 
 
-# --engine, --threads, --batch-size: what `vitcx.load` takes.
+imprecise_option = click.option(
+    "--allow-imprecise", is_flag=True, help="Load a precision that is too far from fp32, too."
+)
+# What `vitcx.load` takes beside the bundle.
 engine_options = _all(
     click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES)),
     click.option(
         "--threads", type=int, help="CPU threads of a forward pass.  [default: every core]"
     ),
     click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]"),
+    imprecise_option,
 )
 
 # The settings of `Explainer.explain` under their own names.

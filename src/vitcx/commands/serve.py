@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from vitcx.commands.options import imprecise_option
 from vitcx.runtime.engines import ENGINE_NAMES
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
@@ -21,6 +22,7 @@ from vitcx.runtime.explainer import load
 @click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
 @click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
+@imprecise_option
 @click.option(
     "--queue", default=64, show_default=True, type=click.IntRange(1), help="Over it: 429."
 )
@@ -47,6 +49,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    allow_imprecise: bool,
     queue: int,
     deadline: float,
     body_limit: int,
@@ -65,7 +68,7 @@ def command(
     if token_file and not token:
         raise click.UsageError(f"the token file '{token_file}' is empty")
     limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
-    with load(bundle, engine, threads, batch_size) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         # One pass before the first client, so that it does not pay for what is done once.
         explainer.session.predict(np.zeros((1, 3, *explainer.manifest.input_size), np.float32))
         app = make_app(explainer, limits, token)

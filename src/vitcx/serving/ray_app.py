@@ -33,8 +33,9 @@ def build(arguments: dict[str, Any]) -> Any:
         from vitcx.serving.app import make_app
         from vitcx.serving.desk import Limits
 
-        whole = {k: int(arguments[k]) for k in ("threads", "batch_size") if arguments.get(k)}
-        explainer = load(arguments.get("bundle", "demo"), arguments.get("engine", "auto"), **whole)
+        threads, rows = (int(arguments.get(k) or 0) or None for k in ("threads", "batch_size"))
+        bundle, engine = arguments.get("bundle", "demo"), arguments.get("engine", "auto")
+        explainer = load(bundle, engine, threads, rows)
         return make_app(explainer, Limits(queue=queue), arguments.get("token"))
 
     @serve.deployment(
