@@ -185,12 +185,12 @@ class Agenda:
 
     def _stalled(self) -> bool:
         """Whether no full batch and no full encoding can come of waiting."""
+        if self._scoring:
+            return False
         if not self._in_order:
             return self._encoding == 0
-        if self._scoring or any(
-            entry.place != Place.PREPARED for entry in self.line
-        ):  # what is on its way may fill the batch
-            return False
+        if any(entry.place != Place.PREPARED for entry in self.line):
+            return False  # what is on its way may fill the batch
         first = next(iter(self.open), self._submitted)
         return self.ended or self._submitted - first >= self.limit
 

@@ -23,8 +23,11 @@ from vitcx.runtime.settings import Request, complete_settings
 from vitcx.runtime.steps import Steps
 
 # Of `open_pipeline`.
-PIPELINE_WORKERS = 2
-PIPELINE_SCORERS = 1
+# Two batches with the engine, so that it has the next one when it ends the first; two threads more
+# prepare, encode and finish beside them. Measured on 2 cores with DeiT-Tiny: `explain_many` keeps
+# 99 % of the processor's time, and 97 % with one batch and two threads.
+PIPELINE_WORKERS = 4
+PIPELINE_SCORERS = 2
 ENCODE_SIZE = 1
 LEAST_IN_FLIGHT = 8
 
@@ -194,7 +197,8 @@ class Explainer(Closing):
             Steps(self.manifest, self.session),
             limit=limit or max(LEAST_IN_FLIGHT, self.session.batch_size // 4),
             workers=workers,
-            scorers=PIPELINE_SCORERS,
+            # One thread is left to prepare what comes next.
+            scorers=max(1, min(PIPELINE_SCORERS, workers - 1)),
             encode_size=ENCODE_SIZE,
             in_order=in_order,
             on_batch=on_batch,

@@ -62,9 +62,13 @@ class Lanes(Closing):
         least, larger = divmod(items, count)
         ends = [n * least + min(n, larger) for n in range(count + 1)]
         parts = [slice(*ends[n : n + 2]) for n in range(count)]
-        if self._pool is None or len(parts) == 1:
+        if self._pool is None:
             return [work(part) for part in parts]
         return list(self._pool.map(work, parts))
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """`work` on one of the threads: its turn comes after what others have asked for."""
+        return work() if self._pool is None else self._pool.submit(work).result()
 
     def close(self) -> None:
         if self._pool is not None:

@@ -13,6 +13,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.product import product
 from vitcx.kernels.upsampling import axis_operator
 
 # A channel whose range is within the rounding of float32 (8 eps of its magnitude) is constant: it
@@ -106,7 +107,7 @@ def cosine_distances(masks: FloatArray, size: tuple[int, int]) -> FloatArray:
     flat = masks.reshape(len(masks), -1)
     rows = _gram_operator(size[0], masks.shape[1])
     columns = _gram_operator(size[1], masks.shape[2])
-    inner = flat @ (rows @ masks @ columns).reshape(len(masks), -1).T
+    inner = product(flat, (rows @ masks @ columns).reshape(len(masks), -1).T)
     norm = np.sqrt(np.diagonal(inner))
     distance = 1 - inner / norm[:, None] / norm[None, :]
     distance = np.clip((distance + distance.T) / 2, 0, None)
@@ -135,8 +136,7 @@ def merge_masks(
     membership = np.zeros((count, len(masks)), dtype=np.float32)
     membership[labels, np.arange(len(masks))] = 1
     membership /= membership.sum(axis=1, keepdims=True)
-    mean = np.asarray((membership @ masks.reshape(len(masks), -1)), dtype=np.float32)
-    mean = mean.reshape(count, *masks.shape[1:])
+    mean = product(membership, masks.reshape(len(masks), -1)).reshape(count, *masks.shape[1:])
     if how == "mean":
         return mean
     least, greatest = extremes(mean, size)

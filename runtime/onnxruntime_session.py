@@ -83,7 +83,11 @@ class OnnxRuntimeSession(Session):
         self._local = threading.local()
 
     def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = self._run([PROBABILITIES, EMBEDDING], images)
+        if self._session is None:
+            raise _closed()
+        probabilities, embedding = self._lanes.run(
+            lambda: self._run([PROBABILITIES, EMBEDDING], images)
+        )
         return probabilities, embedding
 
     def predict(self, images: FloatArray) -> FloatArray:

@@ -36,6 +36,13 @@ def test_two_lanes_work_at_the_same_time():
         lanes.map(lambda _: meeting.wait(timeout=20), 2 * LANE_ROWS)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_piece_of_work_has_its_turn_on_a_lane(count):
+    with Lanes(count) as lanes:
+        thread = lanes.run(threading.current_thread)
+    assert (thread is threading.current_thread()) == (count == 1)
+
+
 def test_what_a_lane_raises_reaches_the_caller():
     def fail(part: slice) -> None:
         raise EngineError(f"row {part.start}")
