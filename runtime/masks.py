@@ -107,7 +107,8 @@ def cosine_distances(masks: FloatArray, size: tuple[int, int]) -> FloatArray:
     flat = masks.reshape(len(masks), -1)
     rows = _gram_operator(size[0], masks.shape[1])
     columns = _gram_operator(size[1], masks.shape[2])
-    inner = product(flat, (rows @ masks @ columns).reshape(len(masks), -1).T)
+    weighted = np.asarray(rows @ masks @ columns, dtype=np.float32).reshape(len(masks), -1)
+    inner = product(flat, weighted.T)
     norm = np.sqrt(np.diagonal(inner))
     distance = 1 - inner / norm[:, None] / norm[None, :]
     distance = np.clip((distance + distance.T) / 2, 0, None)
