@@ -24,8 +24,7 @@ from vitcx.runtime.steps import Steps
 
 # Of `open_pipeline`.
 # Two batches with the engine, so that it has the next one when it ends the first; two threads more
-# prepare, encode and finish beside them. Measured on 2 cores with DeiT-Tiny: `explain_many` keeps
-# 99 % of the processor's time, and 97 % with one batch and two threads.
+# prepare, encode and finish beside them.
 PIPELINE_WORKERS = 4
 PIPELINE_SCORERS = 2
 ENCODE_SIZE = 1
