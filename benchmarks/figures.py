@@ -26,7 +26,7 @@ from vitcx.evaluation.study import summarise
 from vitcx.export.models import timm_model
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.explainer import load
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.preprocess import denormalise, prepare
 
 FloatArray = NDArray[np.float32]
 PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
@@ -156,11 +156,7 @@ def main(
             prepared = prepare(Image.fromarray(getattr(data, photograph)()), explainer.manifest)
             target = int(explainer.session.predict(prepared.pixels[None])[0].argmax())
             title = f"{photograph}: {_short(names[target]) if names else target}"
-            mean, std = (
-                np.reshape(v, (3, 1, 1)) for v in (explainer.manifest.mean, explainer.manifest.std)
-            )
-            seen = (prepared.pixels * std + mean).clip(0, 1).transpose(1, 2, 0)
-            pictures[title] = Image.fromarray(np.rint(seen * 255).astype(np.uint8))
+            pictures[title] = denormalise(prepared.pixels, explainer.manifest)
             maps[title] = {m: method(m)(model, prepared.pixels, target) for m in methods.split(",")}
             if photograph == PHOTOGRAPHS[0]:
                 draw_coverage(

@@ -22,7 +22,6 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from scipy.stats import spearmanr
 
 from benchmarks.contenders import AUTHORS, TORCH, Call, Contender, Workshop, parse_bundle
 from benchmarks.footprint import measure
@@ -30,6 +29,7 @@ from benchmarks.speed_table import draw_table
 from vitcx.commands.progress import progress_bar
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
+from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import (
     PAUSE_SECONDS,
@@ -106,7 +106,7 @@ def main(
                 if key not in records:
                     theirs = workshop.authors_map(pixels[index], classes[index])
                     mine = first.explain(pixels[index], classes[index], noise_std=0.0).saliency[0]
-                    rank = float(spearmanr(theirs.ravel(), mine.ravel()).statistic)
+                    rank = rank_correlation(theirs, mine)
                     records.add(key, kind="agreement", rank_correlation=rank)
         if not quick:
             for label, contender in contenders.items():

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import InputError
 
 # Where training scripts put the state dict in what they save, and what wrappers put before a key.
@@ -49,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can fail anywhere in the unpickler
         raise InputError(
             f"cannot read '{path}' as plain tensors, and no other content is run or read "
-            f"({_first_line(error)}): save it with torch.save(model.state_dict(), FILE) or as "
+            f"({first_line(error)}): save it with torch.save(model.state_dict(), FILE) or as "
             "safetensors"
         ) from None
     for key in _WRAPPERS:
@@ -155,7 +156,3 @@ def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _some(items: list[str]) -> str:
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

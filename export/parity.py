@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 from vitcx.export.preprocessing import Preprocessing
-from vitcx.export.to_onnx import INPUT_NAME, OUTPUT_NAMES
+from vitcx.export.to_onnx import OUTPUTS
+from vitcx.runtime.bundle import INPUT
 from vitcx.runtime.errors import BundleError, InputError
 
 Array = NDArray[np.float32]
@@ -117,8 +118,8 @@ def check_parity(
     for images in _batches(preprocessing, pictures):
         with torch.no_grad():
             expected = [t.numpy() for t in module(torch.from_numpy(images))]
-        got = session.run(list(OUTPUT_NAMES), {INPUT_NAME: images})
-        for name, mine, theirs in zip(OUTPUT_NAMES, got, expected, strict=True):
+        got = session.run(list(OUTPUTS), {INPUT: images})
+        for name, mine, theirs in zip(OUTPUTS, got, expected, strict=True):
             if mine.shape != theirs.shape:
                 raise BundleError(
                     f"the exported graph gives {name} {mine.shape} and torch {theirs.shape}: "
@@ -150,8 +151,8 @@ def check_parity(
 def _check_interface(session: onnxruntime.InferenceSession) -> None:
     """Names, element types, ranks, and that of all axes only the batch is dynamic."""
     for kind, values, names, ranks in (
-        ("inputs", session.get_inputs(), (INPUT_NAME,), (4,)),
-        ("outputs", session.get_outputs(), OUTPUT_NAMES, (2, 4)),
+        ("inputs", session.get_inputs(), (INPUT,), (4,)),
+        ("outputs", session.get_outputs(), OUTPUTS, (2, 4)),
     ):
         if tuple(v.name for v in values) != names:
             raise BundleError(

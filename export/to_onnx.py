@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from vitcx.export.quiet import only_errors_from
-from vitcx.runtime.bundle import MODEL_NAME
+from vitcx.runtime.bundle import EMBEDDING, INPUT, MODEL_NAME, PROBABILITIES
 from vitcx.runtime.errors import InputError
 
 # How an attention is written -> opset of the graph. "plain" takes it apart into products and a
 # softmax; "fused" is one node each, of which an engine makes one kernel if it has it.
 ATTENTION_OPSETS = {"plain": 20, "fused": 23}
-INPUT_NAME = "images"
-OUTPUT_NAMES = ("probabilities", "embedding")
+OUTPUTS = (PROBABILITIES, EMBEDDING)
 
 # A protobuf file ends at 2 GiB. The graph beside the weights is small; this leaves it 148 MB.
 _ONE_FILE_BYTES = 2_000_000_000
@@ -62,8 +61,8 @@ def write_onnx(
                 module,
                 (images,),
                 dynamo=True,
-                input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 opset_version=ATTENTION_OPSETS[attention],
                 verbose=False,

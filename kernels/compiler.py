@@ -17,7 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from vitcx.kernels.cuda_modules import cuda_module
-from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.files import replacing
 
 SOURCE_DIRECTORY = Path(__file__).with_name("cuda")
@@ -58,7 +58,7 @@ def compiler_version() -> str:
         status, major, minor = nvrtc.nvrtcVersion()
     except RuntimeError as error:  # cuda-pathfinder found no library
         raise DeviceError(
-            f"The GPU path needs NVRTC, NVIDIA's run-time compiler ({_first_line(error)}): "
+            f"The GPU path needs NVRTC, NVIDIA's run-time compiler ({first_line(error)}): "
             "run  pip install nvidia-cuda-nvrtc"
         ) from error
     if int(status) != 0:
@@ -136,7 +136,3 @@ def _compile(unit: str, source: str, arch: str) -> bytes:
             program.close()
     except Exception as error:  # cuda-core's own classes differ between its versions
         raise DeviceError(f"NVRTC does not compile '{unit}' for {arch}: {error}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

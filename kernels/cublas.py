@@ -12,7 +12,7 @@ import ctypes
 from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
-from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.streams import Stream
 
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
@@ -45,7 +45,7 @@ class Cublas(Closing):
             path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
         except Exception as error:  # the class differs between versions
             raise DeviceError(
-                f"cuBLAS is not on this machine ({str(error).splitlines()[0]}): "
+                f"cuBLAS is not on this machine ({first_line(error)}): "
                 "run  pip install nvidia-cublas"
             ) from error
         self._library = ctypes.CDLL(path)

@@ -12,3 +12,8 @@ class DeviceError(RuntimeError):
 
 class DeviceArrayError(ValueError):
     """An array that the device layer cannot take as it is, with no copy."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line; the name of its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.cuda_modules import cuda_module
-from vitcx.kernels.errors import DeviceArrayError, DeviceError
+from vitcx.kernels.errors import DeviceArrayError, DeviceError, first_line
 from vitcx.kernels.streams import Stream
 
 
@@ -90,19 +90,17 @@ class Gpu:
         source = np.ascontiguousarray(array)
         result = self.allocate(source.shape, source.dtype, stream)
         with PinnedBuffer(source.nbytes) as pinned:
-            pinned.bytes[: source.nbytes] = source.reshape(-1).view(np.uint8)
+            pinned.write(source)
             pinned.copy_to(result, stream)
             stream.synchronise()  # the pinned memory goes away with this block
         return result
 
     def download(self, array: DeviceArray, stream: Stream) -> NDArray[Any]:
         """A copy on the host. Blocks until it is there."""
-        result = np.empty(array.shape, array.dtype)
         with PinnedBuffer(array.nbytes) as pinned:
             pinned.copy_from(array, stream)
             stream.synchronise()
-            result.reshape(-1).view(np.uint8)[...] = pinned.bytes[: array.nbytes]
-        return result
+            return pinned.read(array.shape, array.dtype)
 
     def record_graph(self, stream: Stream, work: Callable[[Stream], None]) -> Graph:
         """Record what `work` queues on the stream it is given into a graph; nothing runs yet.
@@ -154,6 +152,17 @@ class PinnedBuffer(Closing):
         memory = (ctypes.c_uint8 * max(1, size)).from_address(int(self._buffer.handle))
         self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
 
+    def write(self, array: NDArray[Any], start: int = 0) -> None:
+        """Put an array's bytes into this memory, from the byte `start` on."""
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.bytes[start : start + flat.nbytes] = flat
+
+    def read(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """A copy of the array at the start of this memory."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        found: NDArray[Any] = self.bytes[:size].view(dtype).reshape(shape).copy()
+        return found
+
     def copy_to(self, array: DeviceArray, stream: Stream) -> None:
         """Queue the first ``array.nbytes`` bytes to the device."""
         self._copy(array, stream, to_device=True)
@@ -182,7 +191,7 @@ class PinnedBuffer(Closing):
 
 
 def _why_unusable(index: int, error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if "DynamicLib" in type(error).__name__:
         return f"No CUDA driver on this machine: install NVIDIA's driver ({reason})"
     return f"GPU {index} cannot be used: {reason}. `nvidia-smi` lists the devices there are"

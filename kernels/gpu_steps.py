@@ -79,8 +79,7 @@ class Blender(Closing):
             self._pinned = PinnedBuffer(2 * size)
             self._store = self._gpu.allocate((2 * size,), np.uint8, self._stream)
         for start, part in zip(starts, parts, strict=True):
-            flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-            self._pinned.bytes[start : start + part.nbytes] = flat
+            self._pinned.write(part, start)
         self._pinned.copy_to(self._store.part(0, (size,), np.uint8), self._stream)
         self._copied = self._stream.record()
         return [

@@ -21,12 +21,11 @@ from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu import Gpu, PinnedBuffer
 from vitcx.kernels.streams import Stream
-from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
 from vitcx.runtime.errors import BundleError, EngineError
 
 FloatArray = NDArray[np.float32]
 
-INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
 # Most images of one encoding: their embeddings take much more memory than probabilities.
 ENCODE_IMAGES = 8
 # Names of ONNX Runtime's run option, and its values: any number keeps a graph, -1 keeps none.
@@ -195,7 +194,7 @@ class BoundGraph(Closing):
     def _upload(self, images: FloatArray) -> None:
         source = np.ascontiguousarray(images, np.float32)
         pinned = self._pinned_of(source.nbytes)
-        pinned.bytes[: source.nbytes] = source.reshape(-1).view(np.uint8)
+        pinned.write(source)
         # The next use of the pinned memory is behind a download, which blocks.
         pinned.copy_to(self.images.part(0, source.shape, np.float32), self.stream)
 
@@ -204,7 +203,7 @@ class BoundGraph(Closing):
         pinned = self._pinned_of(part.nbytes)
         pinned.copy_from(part, self.stream)
         self.stream.synchronise()
-        return pinned.bytes[: part.nbytes].view(np.float32).reshape(part.shape).copy()
+        return pinned.read(part.shape, np.float32)
 
     def _pinned_of(self, size: int) -> PinnedBuffer:
         if self._pinned is None or len(self._pinned.bytes) < size:

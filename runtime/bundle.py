@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from vitcx.runtime.errors import BundleError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
+# The graph's tensors: what it takes, and what it gives.
+INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
 
 LAYERS = ("norm1", "attn", "block")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -179,6 +181,15 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.path / MODEL_NAME
+
+
+def check_tensor_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise `BundleError` unless a graph with these inputs and outputs can be a bundle's."""
+    if list(inputs) != [INPUT] or not {PROBABILITIES, EMBEDDING} <= set(outputs):
+        raise BundleError(
+            f"the graph takes {list(inputs)} and gives {list(outputs)}; a bundle's takes "
+            f"['{INPUT}'] and gives '{PROBABILITIES}' and '{EMBEDDING}': export it again"
+        )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

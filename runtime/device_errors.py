@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import EngineError, VitcxError
 
 # CUDA_ERROR_OUT_OF_MEMORY, "Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory"; ONNX
@@ -28,5 +29,4 @@ def device_errors(doing: str) -> Iterator[None]:
     except VitcxError:
         raise
     except Exception as error:  # cuda.core's own, ours of the device layer, and the libraries'
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise EngineError(f"{doing} failed: {reason}") from error
+        raise EngineError(f"{doing} failed: {first_line(error)}") from error

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import EngineError
 
 log = logging.getLogger("vitcx")
@@ -44,7 +45,7 @@ def open_fitting(
             if size == 1:
                 raise EngineError(
                     "the device's memory does not hold the model and one row of a mask batch: "
-                    f"free some of it, or take another engine ({_first_line(error)})"
+                    f"free some of it, or take another engine ({first_line(error)})"
                 ) from error
             # The traceback holds the frames of the attempt, and with them what it allocated.
             error.__traceback__ = None
@@ -58,7 +59,3 @@ def open_fitting(
                 size,
             )
         return opened
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

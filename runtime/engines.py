@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.probes import (
@@ -132,7 +133,7 @@ def _open_automatic(bundle: Bundle, threads: int | None, batch_size: int | None)
             session = _ENGINES[name].open(bundle, threads, batch_size)
         except Exception as error:  # whatever a device's libraries raise: the next engine may work
             failure = error
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             log.warning("engine %s should run here and does not open: %s", name, reason)
             refused.append(f"{name} does not open: {reason}")
             continue

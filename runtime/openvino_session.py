@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.blend import blend
 from vitcx.kernels.noise import NoiseCache
-from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle, check_tensor_names
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
 from vitcx.runtime.session import Batch, Scores, Session
 
 FloatArray = NDArray[np.float32]
 
 DEFAULT_BATCH_SIZE = 16
-INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
 # The engine's name -> what it computes in.
 PRECISIONS = {"openvino": "float32", "openvino-bf16": "bfloat16"}
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -91,7 +90,7 @@ class OpenVinoSession(Session):
         *,
         name: str = "openvino",
     ) -> None:
-        openvino = import_openvino(name)
+        self._openvino = openvino = import_openvino(name)
         core = openvino.Core()
         cpu = cpu_of(core)
         precision = PRECISIONS[name]
@@ -106,7 +105,10 @@ class OpenVinoSession(Session):
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(str(bundle.model_path))
-            self._check_interface(model)
+            check_tensor_names(
+                [port.get_any_name() for port in model.inputs],
+                [port.get_any_name() for port in model.outputs],
+            )
             self._model: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot load '{bundle.model_path}': {error}") from None
@@ -154,7 +156,7 @@ class OpenVinoSession(Session):
     def _run(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         with self._request() as request:
             # Read where it lies: the rows are this thread's until the request is done.
-            tensor = import_openvino().Tensor(np.ascontiguousarray(images), shared_memory=True)
+            tensor = self._openvino.Tensor(np.ascontiguousarray(images), shared_memory=True)
             request.infer({INPUT: tensor})
             # Copies: the request is another thread's next.
             return [np.array(request.get_tensor(name).data, np.float32) for name in outputs]
@@ -171,13 +173,3 @@ class OpenVinoSession(Session):
             request = model.create_infer_request()
         yield request
         self._requests.put(request)
-
-    @staticmethod
-    def _check_interface(model: Any) -> None:
-        inputs = [port.get_any_name() for port in model.inputs]
-        outputs = [port.get_any_name() for port in model.outputs]
-        if inputs != [INPUT] or not {PROBABILITIES, EMBEDDING} <= set(outputs):
-            raise BundleError(
-                f"the graph takes {inputs} and gives {outputs}; a bundle's takes ['{INPUT}'] and "
-                f"gives '{PROBABILITIES}' and '{EMBEDDING}': export it again"
-            )

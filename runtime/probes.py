@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from vitcx.kernels.driver import Driver, find_driver
-from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.runtime.errors import EngineError, MissingExtraError
 
 # Distributions that install the same module onnxruntime, each over the others' files.
@@ -55,7 +55,7 @@ def probe_onnxruntime() -> EngineStatus:
     try:
         ort = import_onnxruntime()
     except Exception as error:  # a broken installation fails in its own ways
-        return _status("onnxruntime", "", [_first_line(error)])
+        return _status("onnxruntime", "", [first_line(error)])
     notes = _clashing_onnxruntimes()
     return _status("onnxruntime", f"ONNX Runtime {ort.__version__} on the CPU", [], notes)
 
@@ -68,7 +68,7 @@ def probe_openvino(name: str) -> EngineStatus:
         openvino = import_openvino(name)
         cpu = cpu_of(openvino.Core())
     except Exception as error:
-        return _status(name, "", [_first_line(error)])
+        return _status(name, "", [first_line(error)])
     problems = [] if PRECISIONS[name] in cpu.precisions else [cpu.lacks(PRECISIONS[name])]
     runs_on = f"OpenVINO {openvino.__version__.split('-')[0]} on {cpu.name}, {PRECISIONS[name]}"
     return _status(name, runs_on, problems)
@@ -89,7 +89,7 @@ def probe_cuda() -> EngineStatus:
             version = onnxruntime.__version__
             built_for = onnxruntime.get_available_providers()
         except Exception as error:
-            problems.append(_first_line(error))
+            problems.append(first_line(error))
         else:
             if "CUDAExecutionProvider" not in built_for:
                 problems.append(
@@ -124,7 +124,7 @@ def probe_tensorrt(flavour: str) -> EngineStatus:
     except (EngineError, MissingExtraError) as error:
         problems.append(str(error))
     except Exception as error:
-        problems.append(f"{flavour} does not work: {_first_line(error)}")
+        problems.append(f"{flavour} does not work: {first_line(error)}")
     return _status(flavour, f"{flavour} {version} on {_gpu(driver)}", problems)
 
 
@@ -159,7 +159,7 @@ def _gpu_problems() -> tuple[list[str], Driver | None]:
     except DeviceError as error:
         problems.append(str(error))
     except Exception as error:  # somebody else's library under the driver's name
-        problems.append(f"the NVIDIA driver does not answer: {_first_line(error)}")
+        problems.append(f"the NVIDIA driver does not answer: {first_line(error)}")
     if driver is not None and int(driver.cuda.partition(".")[0]) < 12:
         problems.append(
             f"the NVIDIA driver runs CUDA {driver.cuda} at most, and vitcx needs 12: install a "
@@ -175,7 +175,7 @@ def _gpu_problems() -> tuple[list[str], Driver | None]:
         try:
             compiler_version()
         except Exception as error:
-            problems.append(_first_line(error))
+            problems.append(first_line(error))
     return problems, driver
 
 
@@ -213,7 +213,3 @@ def _gpu(driver: Driver | None) -> str:
         return "no GPU"
     gpu = driver.gpus[0]
     return f"{gpu.name} (compute capability {gpu.compute_capability})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
 from vitcx.runtime.errors import BundleError, EngineError, InputError
 from vitcx.runtime.plan_cache import read_timings, write_timings
 from vitcx.runtime.plan_report import PlanReport, count_layers, each_once
@@ -23,7 +23,6 @@ from vitcx.runtime.tensorrt_progress import Progress, Watch, progress_monitor
 if TYPE_CHECKING:
     import tensorrt as trt
 
-INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
 # Indices of the optimisation profiles.
 ENCODE, SCORE = 0, 1
 
@@ -44,6 +43,12 @@ class Shapes:
     def __post_init__(self) -> None:
         if min(self.encode_images, self.batch_size) < 1:
             raise InputError(f"{self}: both must be at least 1")
+
+    @classmethod
+    def of_session(cls, batch_size: int, encode_images: int | None = None) -> Shapes:
+        """Those that a session opens with; a plan built ahead is found only with the same ones."""
+        most = cls.encode_images if encode_images is None else encode_images
+        return cls(min(most, batch_size), batch_size)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu import Gpu
 from vitcx.kernels.streams import Stream
-from vitcx.runtime.bundle import Manifest
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.plan_report import each_once
-from vitcx.runtime.tensorrt_builder import EMBEDDING, ENCODE, INPUT, PROBABILITIES, SCORE, Shapes
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, Shapes
 from vitcx.runtime.tensorrt_library import Library, Severity
 
 if TYPE_CHECKING:

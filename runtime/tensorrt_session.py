@@ -84,7 +84,7 @@ class TensorRTSession(Session):
             lambda rows: _Opened(
                 library,
                 bundle,
-                Shapes(min(encode_images, rows), rows),
+                Shapes.of_session(rows, encode_images),
                 options or BuildOptions(),
                 self._gpu,
             ),

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.arrays import DeviceArray
 from vitcx.kernels.closing import Closing
+from vitcx.kernels.errors import first_line
 from vitcx.kernels.gpu import Gpu, Graph, PinnedBuffer
 from vitcx.kernels.gpu_kernels import GpuKernels
 from vitcx.kernels.gpu_steps import Blender
-from vitcx.runtime.bundle import Manifest
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.session import Batch, Scores
-from vitcx.runtime.tensorrt_builder import EMBEDDING, ENCODE, INPUT, PROBABILITIES, SCORE
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE
 from vitcx.runtime.tensorrt_context import Context
 from vitcx.runtime.tensorrt_library import Library
 
@@ -85,7 +86,7 @@ class _Station(Closing):
 
     def _upload(self, images: FloatArray, pinned: PinnedBuffer) -> None:
         """Queue the copy of some images to the first rows of the input."""
-        pinned.bytes[: images.nbytes] = np.ascontiguousarray(images).reshape(-1).view(np.uint8)
+        pinned.write(images)
         pinned.copy_to(self._input.part(0, images.shape, np.float32), self._stream)
 
     def _first_rows(self, name: str, rows: int) -> DeviceArray:
@@ -124,7 +125,7 @@ class EncodeStation(_Station):
             self._pinned_outputs[name].copy_from(part, self._stream)
         self._stream.synchronise()
         probabilities, embedding = (
-            _copy(self._pinned_outputs[name], parts[name].shape)
+            self._pinned_outputs[name].read(parts[name].shape, np.float32)
             for name in (PROBABILITIES, EMBEDDING)
         )
         return probabilities, embedding
@@ -185,7 +186,8 @@ class ScoreStation(_Station):
         part = self._first_rows(PROBABILITIES, rows)
         self._pinned_scores.copy_from(part, self._stream)
         self._stream.synchronise()
-        return _copy(self._pinned_scores, part.shape)
+        scores: FloatArray = self._pinned_scores.read(part.shape, np.float32)
+        return scores
 
     def _record(self) -> Graph | None:
         """The forward pass as a CUDA graph. The blend stays outside: its arguments vary.
@@ -199,12 +201,6 @@ class ScoreStation(_Station):
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             log.warning("no CUDA graph of a forward pass, its kernels go one by one: %s", reason)
             return None
-
-
-def _copy(pinned: PinnedBuffer, shape: tuple[int, ...]) -> FloatArray:
-    """The array at the start of pinned memory, as the caller's own."""
-    count = int(np.prod(shape))
-    return pinned.bytes[: 4 * count].view(np.float32).reshape(shape).copy()

@@ -92,8 +92,7 @@ def build_and_tell(
     bundle: Bundle, out: Path, engine: str, batch_size: int, options: BuildOptions
 ) -> AheadPlan:
     """Build a plan ahead of time with a progress bar, and print what came of it."""
-    # The shapes of a session that is opened with this batch size.
-    shapes = Shapes(min(Shapes().encode_images, batch_size), batch_size)
+    shapes = Shapes.of_session(batch_size)
     with _build_progress() as report:
         made = build_ahead(bundle, out, engine, shapes, options, report)
     told = made.report

@@ -9,8 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from vitcx.commands.options import imprecise_option
-from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.commands.options import engine_options
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
 
@@ -19,10 +18,7 @@ from vitcx.runtime.explainer import load
 @click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
-@click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
-@click.option("--batch-size", type=int, help="Rows of a mask batch.  [default: the engine's]")
-@imprecise_option
+@engine_options
 @click.option(
     "--queue", default=64, show_default=True, type=click.IntRange(1), help="Over it: 429."
 )
