@@ -116,13 +116,21 @@ def rates(arguments: argparse.Namespace) -> dict[str, Any]:
         "pictures": len(files),
         "forward_passes": passes,
         "rows_per_second": median,
-        "explain_many_over_bare": round(median["explain_many"] / median["bare engine"], 3),
-        "server_8_over_explain_many": round(median["server, 8"] / median["explain_many"], 3),
+        "rounds": {name: [round(v, 2) for v in values] for name, values in rows.items()},
+        # Within each round, and of the bare engine the turn right before `explain_many`.
+        "explain_many_over_bare": ratios(rows["explain_many"], rows["bare engine"][1::2]),
+        "server_8_over_explain_many": ratios(rows["server, 8"], rows["explain_many"]),
         "latency_s": {
             clients: {f"p{s}": round(percentile(values, s), 3) for s in (50, 95, 99)}
             for clients, values in latencies.items()
         },
     }
+
+
+def ratios(values: list[float], references: list[float]) -> dict[str, Any]:
+    """Round by round, since the machine's speed swings between them, and their median."""
+    each = [value / reference for value, reference in zip(values, references, strict=True)]
+    return {"rounds": [round(r, 3) for r in each], "median": round(statistics.median(each), 3)}
 
 
 def through(url: str, files: list[bytes], clients: int, latencies: list[float]) -> None:
