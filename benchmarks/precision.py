@@ -1,20 +1,21 @@
 """What fp16, bf16 and int8 cost in predictions and maps, and what they gain on a CPU.
 
 ``python -m benchmarks.precision --bundle DIR IMAGES...`` makes the reduced graphs of a float32
-bundle as ``vitcx export`` does, and compares them with it picture by picture; with ``--speed`` it
-times ONNX Runtime's forward passes, taking turns, instead. With ``--records`` a run that was
-stopped goes on. The last line of the output is JSON.
+bundle as ``vitcx export`` does, and compares them with it picture by picture; ``--encoder same``
+lets each find its own masks, ``--engine`` adds an engine that computes in less, such as
+openvino-bf16. With ``--speed`` it times forward passes, taking turns, instead. With ``--records`` a
+run that was stopped goes on. The last line of the output is JSON.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ import numpy as np
 
 from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_precision
 from vitcx.evaluation.records import Records
+from vitcx.evaluation.speed import describe_machine
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.measuring import open_graph
 from vitcx.export.precision import AVAILABLE
-from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
+from vitcx.export.reduced import write_reduced
+from vitcx.runtime.bundle import ENCODER_NAME, ENCODERS, MODEL_NAME, Bundle, read_bundle
+from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.preprocess import prepare
 
 PRECISIONS = [name for name in AVAILABLE if name != "fp32"]
@@ -38,6 +42,8 @@ PRECISIONS = [name for name in AVAILABLE if name != "fp32"]
 @click.option("--bundle", required=True, help="Folder of the float32 bundle.")
 @click.option("--limit", default=100, show_default=True, help="Pictures.")
 @click.option("--precision", "names", multiple=True, type=click.Choice(PRECISIONS))
+@click.option("--encoder", default="fp32", show_default=True, type=click.Choice(ENCODERS))
+@click.option("--engine", "engines", multiple=True, help="On the float32 bundle itself.")
 @click.option("--speed", is_flag=True, help="Time forward passes instead.")
 @click.option("--batch-size", default=16, show_default=True, help="Of the timing.")
 @click.option("--rounds", default=15, show_default=True)
@@ -48,6 +54,8 @@ def main(
     bundle: str,
     limit: int,
     names: tuple[str, ...],
+    encoder: str,
+    engines: tuple[str, ...],
     speed: bool,
     batch_size: int,
     rounds: int,
@@ -59,28 +67,31 @@ def main(
     if source.manifest.precision != "fp32":
         raise click.UsageError(f"'{bundle}' is {source.manifest.precision}: give one in fp32")
     pictures = find_pictures(images)[:limit]
-    with tempfile.TemporaryDirectory() as scratch:
-        graphs = {
-            name: _write(source, name, Path(scratch), runnable=speed)
-            for name in names or PRECISIONS
-            if not (speed and name == "bf16")  # ONNX Runtime has no bfloat16 on a CPU
-        }
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        opened = {"fp32": stack.enter_context(open_graph(source))}
+        for name in () if engines and not names else names or PRECISIONS:
+            if not (speed and name == "bf16"):  # ONNX Runtime has no bfloat16 on a CPU
+                graph = _write(source, name, Path(scratch), encoder, runnable=speed)
+                opened[name] = stack.enter_context(open_graph(graph))
+        for engine in engines:
+            opened[engine] = stack.enter_context(load(bundle, engine))
         report: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU used",
+            "machine": describe_machine(),
             "versions": {p: metadata.version(p) for p in ("onnxruntime", "onnx", "numpy")},
             "model": source.manifest.model_name,
+            "encoder": encoder,
         }
+        if engines:
+            report["versions"]["openvino"] = metadata.version("openvino")
         if speed:
             pixels = [prepare(p, source.manifest).pixels for p in pictures]
             batch = np.stack([pixels[i % len(pixels)] for i in range(batch_size)])
             report |= {"batch_size": batch_size, "rounds": rounds}
-            report["speed"] = _speed(
-                source.manifest, {"fp32": source.model_path, **graphs}, batch, rounds
-            )
+            report["speed"] = _speed(opened, batch, rounds)
         else:
             report |= {"pictures": len(pictures), "steps": STEPS}
-            report["precisions"] = _faithfulness(source, graphs, pictures, records)
+            report["precisions"] = _faithfulness(source, opened, pictures, records, encoder)
     for label, row in report.get("speed", report.get("precisions")).items():
         click.echo(f"{label}: {json.dumps(row)}")
     if out is not None:
@@ -89,29 +100,28 @@ def main(
     click.echo(json.dumps(report))
 
 
-def _write(source: Bundle, name: str, scratch: Path, *, runnable: bool) -> Path:
-    """The graph in the precision `name`; its stand-in if it is not the real one that is timed."""
-    chosen = AVAILABLE[name]
-    folder = scratch / name
+def _write(source: Bundle, name: str, scratch: Path, encoder: str, *, runnable: bool) -> Bundle:
+    """The bundle in the precision `name`; its stand-in if it is not the real one that is timed."""
+    folder, beside = scratch / name, scratch / f"{name} beside"
     folder.mkdir()
-    path = folder / "model.onnx"
-    assert chosen.write is not None
-    chosen.write(source.model_path, path)
-    if chosen.write_stand_in is None or runnable:
-        return path
-    stand_in = folder / "stand_in" / "model.onnx"
-    stand_in.parent.mkdir()
-    chosen.write_stand_in(path, stand_in)
-    return stand_in
+    beside.mkdir()
+    stand_in = write_reduced(AVAILABLE[name], source.path, folder, beside, encoder)
+    files = dict.fromkeys((MODEL_NAME, *[ENCODER_NAME] * (encoder == "fp32")), "")
+    manifest = replace(source.manifest, precision=name, files=files)
+    return Bundle(folder if runnable else stand_in, manifest)
 
 
 def _faithfulness(
-    source: Bundle, graphs: dict[str, Path], pictures: list[Path], path: Path | None
+    source: Bundle,
+    opened: dict[str, Explainer],
+    pictures: list[Path],
+    path: Path | None,
+    encoder: str,
 ) -> dict[str, dict[str, float]]:
     manifest = source.manifest
-    records = Records(path, {"model_sha256": manifest.files["model.onnx"], "steps": STEPS})
-    reference = open_graph(manifest, source.path)
-    reduced = {name: open_graph(manifest, graph.parent) for name, graph in graphs.items()}
+    context = {"model_sha256": manifest.files[MODEL_NAME], "steps": STEPS, "encoder": encoder}
+    records = Records(path, context)
+    reference, reduced = opened["fp32"], {n: e for n, e in opened.items() if n != "fp32"}
     for picture in pictures:
         if all(f"{name}|{picture.name}" in records for name in reduced):
             continue
@@ -125,11 +135,9 @@ def _faithfulness(
     }
 
 
-def _speed(
-    manifest: Manifest, graphs: dict[str, Path], batch: Any, rounds: int
-) -> dict[str, dict[str, Any]]:
+def _speed(opened: dict[str, Explainer], batch: Any, rounds: int) -> dict[str, dict[str, Any]]:
     """Images a second, and times faster than fp32 round by round: median, least and most."""
-    sessions = {name: open_graph(manifest, path.parent).session for name, path in graphs.items()}
+    sessions = {name: explainer.session for name, explainer in opened.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + 1):
         for name, session in sessions.items():

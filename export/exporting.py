@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitcx.export.extras import require_export_extra
 from vitcx.export.spec import ModelSpec
 from vitcx.runtime.bundle import (
+    ENCODERS,
     LAYERS,
     MANIFEST_NAME,
     MODEL_NAME,
@@ -45,6 +46,7 @@ def export_model(
     stage: int | None = None,
     block: int = -1,
     precision: str = "fp32",
+    encoder: str = "fp32",
     attention: str = "plain",
     check_images: Sequence[str | Path] = (),
     force: bool = False,
@@ -70,6 +72,9 @@ def export_model(
     block : block in the stage or model, from 0, negative from the end.
     precision : "fp32", "fp16", "bf16" or "int8". What a reduced one costs is measured against fp32
         and kept in the manifest; `vitcx.load` refuses one that costs too much.
+    encoder : beside a reduced precision, "fp32" adds the float32 graph, which encodes each picture
+        once: the masks are float32's, and the reduced graph scores them. "same" leaves it out:
+        smaller, and other masks.
     attention : "plain", or "fused": each attention one ONNX node (opset 23) for GPU engines. ONNX
         Runtime's CPU provider is slower with it.
     check_images : photographs to compare on, beside noise and drawn scenes. A reduced precision is
@@ -114,9 +119,12 @@ def export_model(
     from vitcx.export.parity import FLOAT32, check_parity
     from vitcx.export.precision import find_precision
     from vitcx.export.preprocessing import preprocessing_of_spec, preprocessing_of_timm
+    from vitcx.export.reduced import write_reduced
     from vitcx.export.to_onnx import ATTENTION_OPSETS, write_onnx
 
     chosen = find_precision(precision)
+    if encoder not in ENCODERS:
+        raise InputError(f"encoder is {encoder!r}, expected one of {', '.join(ENCODERS)}")
     pictures = [Path(p) for p in check_images]
     if isinstance(class_names, Path):
         class_names = read_class_names(class_names)
@@ -165,18 +173,6 @@ def export_model(
                 write_onnx(wrapped, preprocessing.input_size, exact, attention)
             say("comparing with torch")
             parity = check_parity(exact / MODEL_NAME, wrapped, preprocessing, FLOAT32, pictures)
-            if chosen.write is not None:
-                say(f"converting to {precision}")
-                chosen.write(exact / MODEL_NAME, folder / MODEL_NAME)
-                stand_in = folder
-                if chosen.write_stand_in is not None:
-                    stand_in = folder.parent / "stand_in"
-                    stand_in.mkdir()
-                    chosen.write_stand_in(folder / MODEL_NAME, stand_in / MODEL_NAME)
-                say(f"comparing {precision} with torch")
-                parity = check_parity(
-                    stand_in / MODEL_NAME, wrapped, preprocessing, chosen.tolerance, pictures
-                )
             manifest = Manifest(
                 **asdict(preprocessing),
                 model_name=name,
@@ -188,16 +184,25 @@ def export_model(
                 class_names=resolved,
                 distance_threshold=site.distance_threshold,
                 opset=ATTENTION_OPSETS[attention],
-                precision=precision,
-                files={file.name: sha256_of(file) for file in sorted(folder.iterdir())},
+                precision="fp32",
+                files=_digests(exact),
                 parity=parity,
                 versions=_versions(),
             )
             if chosen.write is not None:
+                say(f"converting to {precision}")
+                runnable = write_reduced(chosen, exact, folder, folder.parent, encoder)
+                say(f"comparing {precision} with torch")
+                parity = check_parity(
+                    runnable / MODEL_NAME, wrapped, preprocessing, chosen.tolerance, pictures
+                )
+                reference = Bundle(exact, manifest)
+                manifest = replace(
+                    manifest, precision=precision, files=_digests(folder), parity=parity
+                )
                 figures = measure_figures(
-                    manifest,
-                    exact,
-                    stand_in,
+                    reference,
+                    Bundle(runnable, manifest),
                     pictures,
                     lambda done, of: say(f"measuring {precision}: {done} of {of} images"),
                 )
@@ -279,6 +284,10 @@ def _folder_in_place_of(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitcx.evaluation.precision import compare_precisions, summarise_precision
 from vitcx.export.parity import scene
-from vitcx.runtime.bundle import Bundle, Manifest
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.preprocess import normalise, prepare
@@ -22,16 +22,14 @@ DRAWN_SCENES = 4
 _SEED = 20240814
 
 
-def open_graph(manifest: Manifest, folder: Path) -> Explainer:
-    """An explainer on the CPU of the ``model.onnx`` in `folder`, which has no manifest yet."""
-    bundle = Bundle(folder, manifest)
+def open_graph(bundle: Bundle) -> Explainer:
+    """An explainer on the CPU of a bundle whose folder has no manifest yet."""
     return Explainer(bundle, OnnxRuntimeSession(bundle))
 
 
 def measure_figures(
-    manifest: Manifest,
-    exact: Path,
-    reduced: Path,
+    exact: Bundle,
+    reduced: Bundle,
     pictures: Sequence[Path],
     advance: Callable[[int, int], None],
 ) -> dict[str, float]:
@@ -39,8 +37,7 @@ def measure_figures(
 
     Parameters
     ----------
-    manifest : of the bundle that is being made.
-    exact, reduced : folders of the graphs in float32 and in its precision (or its stand-in).
+    exact, reduced : the graphs in float32 and in its precision (or their stand-ins).
     pictures : photographs; without any, drawn scenes are taken.
     advance : told how many of how many images are done.
 
@@ -49,6 +46,7 @@ def measure_figures(
     dict
         As `summarise_precision` has it, and ``photographs``: how many of the images are.
     """
+    manifest = exact.manifest
     if pictures:
         images = [prepare(path, manifest).pixels for path in pictures]
     else:
@@ -56,7 +54,7 @@ def measure_figures(
         drawn = [scene(manifest.input_size, rng) for _ in range(DRAWN_SCENES)]
         images = [normalise(np.rint(picture * 255).astype(np.uint8), manifest) for picture in drawn]
     lines = []
-    with open_graph(manifest, exact) as reference, open_graph(manifest, reduced) as other:
+    with open_graph(exact) as reference, open_graph(reduced) as other:
         for found in compare_precisions(reference, {"reduced": other}, images):
             lines.append(found["reduced"])
             advance(len(lines), len(images))

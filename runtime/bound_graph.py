@@ -74,7 +74,8 @@ CUDA = Target("CUDAExecutionProvider", "cuda", _cuda_options)
 class BoundGraph(Closing):
     """The graph, its buffers on the device, and the stream. A context manager.
 
-    Opening runs a full batch and a full encoding, so that what opens has all the memory it needs.
+    A bundle's encoder, where it has one, is a second graph on the same buffers and stream. Opening
+    runs a full batch and a full encoding, so that what opens has all the memory it needs.
 
     Parameters
     ----------
@@ -108,7 +109,8 @@ class BoundGraph(Closing):
         self._gpu = gpu
         self._batch_size = batch_size
         self._encode_images = min(ENCODE_IMAGES, batch_size)
-        self._session: Any = None
+        self._scorer: Any = None
+        self._encoder: Any = None
         self._pinned: PinnedBuffer | None = None
         with contextlib.ExitStack() as owned:
             self.stream = owned.enter_context(gpu.new_stream())
@@ -122,19 +124,22 @@ class BoundGraph(Closing):
             self._embedding = allocate(self._encode_images, manifest.channels, *manifest.grid)
             owned.callback(self._forget)
             options = target.options(gpu, self.stream, record)
-            self._session = _open(ort, bundle, target, options, threads)
-            self._full = self._bind(batch_size, [PROBABILITIES])
+            self._scorer = self._encoder = _open(ort, bundle, target, options, threads)
+            if bundle.encoder is not bundle:
+                options = target.options(gpu, self.stream, False)
+                self._encoder = _open(ort, bundle.encoder, target, options, threads)
+            self._full = self._bind(self._scorer, batch_size, [PROBABILITIES])
             self.run(batch_size)
-            self._run(self._bind(self._encode_images, [PROBABILITIES, EMBEDDING]), _NOT_RECORDED)
+            self._run_encoder(self._encode_images)
             self.stream.synchronise()
             self._owned = owned.pop_all()
 
     def run(self, rows: int) -> None:
         """Queue the graph on the first rows of `images`."""
         if rows == self._batch_size:
-            self._run(self._full, _RECORDED)
+            self._run(self._scorer, self._full, _RECORDED)
         else:
-            self._run(self._bind(rows, [PROBABILITIES]), _NOT_RECORDED)
+            self._run(self._scorer, self._bind(self._scorer, rows, [PROBABILITIES]), _NOT_RECORDED)
 
     def probabilities(self, rows: int) -> FloatArray:
         """(rows, C) float32 of what was queued last. Blocks until it is there."""
@@ -156,7 +161,7 @@ class BoundGraph(Closing):
         for start in range(0, len(images), self._encode_images):
             part = images[start : start + self._encode_images]
             self._upload(part)
-            self._run(self._bind(len(part), [PROBABILITIES, EMBEDDING]), _NOT_RECORDED)
+            self._run_encoder(len(part))
             probabilities.append(self.probabilities(len(part)))
             embeddings.append(self._download(self._embedding, len(part)))
         return np.concatenate(probabilities), np.concatenate(embeddings)
@@ -168,14 +173,19 @@ class BoundGraph(Closing):
     def _forget(self) -> None:
         # Before the buffers: a recorded graph names their addresses.
         self._full = None
-        self._session = None
+        self._scorer = self._encoder = None
         pinned, self._pinned = self._pinned, None
         if pinned is not None:
             pinned.close()
 
-    def _bind(self, rows: int, outputs: list[str]) -> Any:
+    def _run_encoder(self, rows: int) -> None:
+        """Queue the encoder on the first rows of `images`."""
+        binding = self._bind(self._encoder, rows, [PROBABILITIES, EMBEDDING])
+        self._run(self._encoder, binding, _NOT_RECORDED)
+
+    def _bind(self, session: Any, rows: int, outputs: list[str]) -> Any:
         """The first `rows` of the buffers as the graph's input and outputs."""
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         memory, index = self._target.memory, self._gpu.index
         shape = (rows, *self.images.shape[1:])
         binding.bind_input(INPUT, memory, index, np.float32, shape, self.images.pointer)
@@ -186,10 +196,10 @@ class BoundGraph(Closing):
             binding.bind_output(name, memory, index, np.float32, shape, buffer.pointer)
         return binding
 
-    def _run(self, binding: Any, graph: str) -> None:
+    def _run(self, session: Any, binding: Any, graph: str) -> None:
         options = self._ort.RunOptions()
         options.add_run_config_entry(_GRAPH_KEY, graph)
-        self._session.run_with_iobinding(binding, options)
+        session.run_with_iobinding(binding, options)
 
     def _upload(self, images: FloatArray) -> None:
         source = np.ascontiguousarray(images, np.float32)

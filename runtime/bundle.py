@@ -4,6 +4,10 @@ A bundle is ``model.onnx`` (with its external data, if any) and ``manifest.json`
 input, ``images`` (B,3,H,W), and two outputs, ``probabilities`` (B,C) float32 after the softmax and
 ``embedding`` (B,D,h,w) float32: channels first, prefix tokens dropped, window partitions undone. So
 the runtime knows nothing of model families.
+
+In a reduced precision there is ``encoder.onnx`` too, the same model in float32. It runs once for a
+picture and gives the masks; ``model.onnx`` scores them. Clusters are cut at a threshold, so an
+embedding that is off by a little can give other masks, and with them another map.
 """
 
 from __future__ import annotations
@@ -23,11 +27,14 @@ from vitcx.runtime.errors import BundleError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
+ENCODER_NAME = "encoder.onnx"
 # The graph's tensors: what it takes, and what it gives.
 INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
 
 LAYERS = ("norm1", "attn", "block")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+# What encodes pictures in a reduced precision: the float32 graph, or the reduced one itself.
+ENCODERS = ("fp32", "same")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 
@@ -49,7 +56,7 @@ class Manifest:
     grid, channels : (h, w) and D of the embedding.
     class_names : C names, unique or not; index is the class.
     distance_threshold : default δ of the clustering, in [0, 1].
-    opset, precision : of the graph.
+    opset, precision : of the graph that scores.
     files : SHA-256 by file name, of every file but the manifest.
     parity : figures measured against the framework at export.
     precision_figures : of a reduced precision, measured against fp32 at export (see
@@ -173,14 +180,28 @@ def _problems(m: Manifest) -> typing.Iterator[str]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files have been checked against their digests."""
+    """A bundle on disk whose files have been checked against their digests.
+
+    `graph_name` is the file of its graph.
+    """
 
     path: Path
     manifest: Manifest
+    graph_name: str = MODEL_NAME
 
     @property
     def model_path(self) -> Path:
-        return self.path / MODEL_NAME
+        return self.path / self.graph_name
+
+    @property
+    def encoder(self) -> Bundle:
+        """What gives a picture's probabilities and embedding: the float32 graph if the bundle has
+        one beside its own, else the bundle itself.
+        """
+        if ENCODER_NAME not in self.manifest.files or self.graph_name == ENCODER_NAME:
+            return self
+        exact = dataclasses.replace(self.manifest, precision="fp32", precision_figures={})
+        return Bundle(self.path, exact, ENCODER_NAME)
 
 
 def check_tensor_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -1,15 +1,14 @@
 """A session on OpenVINO's CPU plugin, in float32, or in bfloat16 by name.
 
-bfloat16 is an approximation, and so an engine of its own: `openvino-bf16`. It is refused where the
-CPU does not compute in bfloat16 (AMX, or AVX-512 BF16): OpenVINO would emulate it there, far more
+bfloat16 is an approximation, and so an engine of its own: `openvino-bf16`. Masks are scored in it;
+the picture's own pass, which the masks come from, stays in float32. It is refused where the CPU
+does not compute in bfloat16 (AMX, or AVX-512 BF16): OpenVINO would emulate it there, far more
 slowly than float32, or leave it at float32.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.kernels.blend import blend
-from vitcx.kernels.noise import NoiseCache
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle, check_tensor_names
+from vitcx.runtime.cpu_session import CpuSession
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
-from vitcx.runtime.session import Batch, Scores, Session
 
 FloatArray = NDArray[np.float32]
 
-DEFAULT_BATCH_SIZE = 16
+DEFAULT_BATCH_SIZE = 32
+# Rows of a pass.
+LANE_ROWS = {"float32": 2, "bfloat16": 4}
 # The engine's name -> what it computes in.
 PRECISIONS = {"openvino": "float32", "openvino-bf16": "bfloat16"}
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -66,13 +65,13 @@ def cpu_of(core: Any) -> Cpu:
     )
 
 
-class OpenVinoSession(Session):
-    """OpenVINO on the CPU. Each thread that calls at the same time has a request of its own.
+class OpenVinoSession(CpuSession):
+    """OpenVINO on the CPU.
 
     Parameters
     ----------
     bundle : checked against its digests.
-    threads : for one forward pass; None takes every core.
+    threads : for a batch; None takes every core.
     batch_size : rows of a mask batch; None takes `DEFAULT_BATCH_SIZE`.
     name : ``openvino`` or ``openvino-bf16``.
 
@@ -90,19 +89,46 @@ class OpenVinoSession(Session):
         *,
         name: str = "openvino",
     ) -> None:
-        self._openvino = openvino = import_openvino(name)
+        precision = PRECISIONS[name]
+        super().__init__(bundle, threads, batch_size or DEFAULT_BATCH_SIZE, LANE_ROWS[precision])
+        openvino = import_openvino(name)
         core = openvino.Core()
         cpu = cpu_of(core)
-        precision = PRECISIONS[name]
         if precision not in cpu.precisions:
             raise EngineError(f"the engine '{name}' cannot run here: {cpu.lacks(precision)}")
+        self.engine = name
+        self.precision = precision
+        self.encoder_precision = "float32"
+
+        def compiled(graph: Bundle, computed_in: str) -> _Model:
+            return _Model(openvino, core, graph, computed_in, self.threads, self.lanes)
+
+        self._scorer = self._encoder = compiled(bundle, precision)
+        if bundle.encoder is not bundle or precision != "float32":
+            self._encoder = compiled(bundle.encoder, "float32")
+
+    def _encode(self, engine: _Model, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        probabilities, embedding = engine.run(images, PROBABILITIES, EMBEDDING)
+        return probabilities, embedding
+
+    def _predict(self, engine: _Model, images: FloatArray) -> FloatArray:
+        return engine.run(images, PROBABILITIES)[0]
+
+
+class _Model:
+    """A graph that OpenVINO has compiled; each thread that runs it has a request of its own."""
+
+    def __init__(
+        self, openvino: Any, core: Any, bundle: Bundle, precision: str, threads: int, lanes: int
+    ) -> None:
+        self._openvino = openvino
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            # One request has all the threads: the batch is what there is to share out.
-            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": lanes,
+            # Two graphs would be pinned to the same cores.
+            "ENABLE_CPU_PINNING": False,
         }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(str(bundle.model_path))
             check_tensor_names(
@@ -118,42 +144,9 @@ class OpenVinoSession(Session):
                 f"OpenVINO computes in {taken} where {precision} was asked for: update openvino, "
                 "or take the engine 'onnxruntime'"
             )
-        self.engine = name
-        self.device = "CPU"
-        self.precision = precision
-        self.batch_size = batch_size or DEFAULT_BATCH_SIZE
-        self._shape = (self.batch_size, 3, *bundle.manifest.input_size)
-        self._noise = NoiseCache()
-        self._local = threading.local()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = self._run(images, PROBABILITIES, EMBEDDING)
-        return probabilities, embedding
-
-    def predict(self, images: FloatArray) -> FloatArray:
-        parts = [
-            self._run(images[start : start + self.batch_size], PROBABILITIES)[0]
-            for start in range(0, len(images), self.batch_size)
-        ]
-        return np.concatenate(parts)
-
-    def score(self, batch: Batch) -> Scores:
-        start = time.perf_counter()
-        rows: FloatArray | None = getattr(self._local, "rows", None)
-        if rows is None:
-            rows = self._local.rows = np.empty(self._shape, dtype=np.float32)
-        blend(batch.images, batch.masks, batch.jobs, rows, self._noise)
-        blended = time.perf_counter()
-        probabilities = self._run(rows[: batch.rows], PROBABILITIES)[0]
-        return Scores(probabilities, blended - start, time.perf_counter() - blended)
-
-    def close(self) -> None:
-        self._model = None
-        while not self._requests.empty():
-            self._requests.get()
-
-    def _run(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
+    def run(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         with self._request() as request:
             # Read where it lies: the rows are this thread's until the request is done.
             tensor = self._openvino.Tensor(np.ascontiguousarray(images), shared_memory=True)
@@ -164,12 +157,9 @@ class OpenVinoSession(Session):
     @contextmanager
     def _request(self) -> Iterator[Any]:
         """A request that nobody else uses; kept for the next caller."""
-        model = self._model
-        if model is None:
-            raise EngineError("the session is closed: load the bundle again")
         try:
             request = self._requests.get_nowait()
         except queue.Empty:
-            request = model.create_infer_request()
+            request = self._model.create_infer_request()
         yield request
         self._requests.put(request)

@@ -30,13 +30,14 @@ class Limit:
 LIMITS = (
     # A flip is a tie that rounding broke, or another model. DeiT-Tiny's own errors are one in five.
     Limit("top1_agreement", 0.95, True, "the share of pictures with the same likeliest class"),
-    # Clusters are cut at a threshold, so a small change can merge other masks: float16 takes single
-    # maps of DeiT-Tiny down to 0.5, though its median is 0.95, and int8's about 0.9. Two seeds of
-    # the noise agree to 0.93 on average. Below this the precision makes other maps.
-    Limit("rank_correlation_median", 0.8, True, "the median rank correlation of the maps"),
+    # With masks from a float32 encoder, DeiT-Tiny's maps have 0.997 (int8) and more. Masks from a
+    # reduced graph are others, since clusters are cut at a threshold: 0.89 in bf16 and int8, and
+    # single maps down to 0.1. Two seeds of the noise agree to 0.93 on average, so a precision below
+    # this changes more than they do.
+    Limit("rank_correlation_median", 0.95, True, "the median rank correlation of the maps"),
     Limit(
         "rank_correlation_same_noise_median",
-        0.8,
+        0.95,
         True,
         "the median rank correlation of the maps with noise",
     ),

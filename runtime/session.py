@@ -53,17 +53,22 @@ class Session(Closing, abc.ABC):
     engine : the engine's name, as the user gives it.
     device : where it runs, in words.
     precision : what it computes in; empty where that is as the bundle's graph says.
+    encoder_precision : the same of `encode`, where that is not what its graph says.
     batch_size : the rows of a full mask batch.
     """
 
     engine: str
     device: str
     precision: str = ""
+    encoder_precision: str = ""
     batch_size: int
 
     @abc.abstractmethod
     def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(N,3,H,W) float32 to probabilities (N,C) and embedding (N,D,h,w), both float32."""
+        """(N,3,H,W) float32 to probabilities (N,C) and embedding (N,D,h,w), both float32.
+
+        By the bundle's `encoder`; the others are by its own graph.
+        """
 
     @abc.abstractmethod
     def score(self, batch: Batch) -> Scores:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.aggregation import aggregate
-from vitcx.runtime.bundle import Manifest
+from vitcx.runtime.bundle import ENCODER_NAME, Manifest
 from vitcx.runtime.clustering import cluster
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.estimators import Estimator, choose_estimator
@@ -176,6 +176,8 @@ class Steps:
         )
 
     def _provenance(self) -> dict[str, str]:
+        computed_in = self.session.precision or self.manifest.precision
+        encoded_in = "fp32" if ENCODER_NAME in self.manifest.files else computed_in
         return {
             "model": self.manifest.model_name,
             "layer": self.manifest.layer,
@@ -183,7 +185,8 @@ class Steps:
             "model_sha256": self.manifest.files["model.onnx"],
             "engine": self.session.engine,
             "device": self.session.device,
-            "execution_precision": self.session.precision or self.manifest.precision,
+            "execution_precision": computed_in,
+            "encoder_precision": self.session.encoder_precision or encoded_in,
             "vitcx": _version(),
         }
 

@@ -6,6 +6,8 @@ nothing worth looking at: it is for tests of what happens around the model.
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,17 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
         files={"model.onnx": sha256_of(folder / "model.onnx")},
     )
     write_manifest(folder, manifest)
+    return read_bundle(folder)
+
+
+def add_encoder(bundle: Bundle, encoder: Bundle) -> Bundle:
+    """A bundle beside `encoder`'s folder that scores with the first one and encodes with it."""
+    folder = encoder.path.with_name(f"{encoder.path.name} mixed")
+    folder.mkdir()
+    shutil.copyfile(bundle.model_path, folder / "model.onnx")
+    shutil.copyfile(encoder.model_path, folder / "encoder.onnx")
+    files = {path.name: sha256_of(path) for path in folder.iterdir()}
+    write_manifest(folder, replace(bundle.manifest, files=files))
     return read_bundle(folder)
 
 

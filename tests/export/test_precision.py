@@ -18,6 +18,8 @@ from vitcx.cli import main
 from vitcx.export import export_model, measuring, to_onnx
 from vitcx.export.half import write_half, write_rounded
 from vitcx.export.int8 import write_int8
+from vitcx.export.precision import AVAILABLE
+from vitcx.export.reduced import write_reduced
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.explainer import load
@@ -245,7 +247,8 @@ def test_export_measures_what_the_precision_costs(
     assert steps[-1] == f"measuring {precision}: 2 of 2 images"
     m = read_bundle(bundle.path).manifest
     assert m.precision == precision
-    assert sorted(p.name for p in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+    files = ["encoder.onnx", "manifest.json", "model.onnx"]
+    assert sorted(p.name for p in bundle.path.iterdir()) == files
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     figures = m.precision_figures
     assert {limit.figure for limit in LIMITS} <= figures.keys()
@@ -254,6 +257,59 @@ def test_export_measures_what_the_precision_costs(
     assert figures["rank_correlation_min"] <= figures["rank_correlation_median"] <= 1
     assert figures["deletion_change_low"] <= figures["deletion_change"]
     assert 0 < m.parity["embedding_rms_relative"] <= m.parity["embedding_rms_relative_tolerance"]
+
+
+def test_a_reduced_bundle_encodes_in_float32_and_scores_in_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "DRAWN_SCENES", 2)
+    module = tiny.make("vit")
+    exact, int8, same = (
+        export_model(module, tmp_path / name, precision=precision, encoder=encoder)
+        for name, precision, encoder in (
+            ("exact", "fp32", "fp32"),
+            ("int8", "int8", "fp32"),
+            ("same", "int8", "same"),
+        )
+    )
+    images = pictures(3)
+    with (
+        load(exact.path, "onnxruntime") as reference,
+        load(int8.path, "onnxruntime", allow_imprecise=True) as mixed,
+        load(same.path, "onnxruntime", allow_imprecise=True) as reduced,
+    ):
+        encoded = reference.session.encode(images)
+        for mine, theirs in zip(mixed.session.encode(images), encoded, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        scores = reduced.session.predict(images)
+        np.testing.assert_array_equal(mixed.session.predict(images), scores)
+        assert relative(scores, encoded[0]) > 0
+        np.testing.assert_array_equal(
+            mixed.explain(images[0]).masks, reference.explain(images[0]).masks
+        )
+        told = [e.explain(images[0]).provenance for e in (reference, mixed, reduced)]
+        assert [p["execution_precision"] for p in told] == ["fp32", "int8", "int8"]
+        assert [p["encoder_precision"] for p in told] == ["fp32", "fp32", "int8"]
+    assert not (same.path / "encoder.onnx").exists()
+    with pytest.raises(InputError, match="encoder is 'int8', expected one of fp32, same"):
+        export_model(module, tmp_path / "other", precision="int8", encoder="int8")
+
+
+def test_an_encoder_of_large_weights_has_a_file_of_its_own_for_them(
+    vit_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "_ONE_FILE_BYTES", 10)
+    folder, scratch = tmp_path / "new", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    write_reduced(AVAILABLE["fp16"], vit_bundle.path, folder, scratch)
+    names = ["encoder.onnx", "encoder.onnx.data", "model.onnx", "model.onnx.data"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    got, expected = (
+        run(path, pictures(2)) for path in (folder / "encoder.onnx", vit_bundle.model_path)
+    )
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_the_command_says_what_it_costs_and_whether_it_will_be_refused(

@@ -32,6 +32,26 @@ def test_what_was_written_is_read(folder):
     assert Manifest.from_json(bundle.manifest.to_json()) == bundle.manifest
 
 
+def test_what_encodes_is_the_bundle_itself_or_the_float32_graph_beside_it(folder):
+    bundle = read_bundle(folder)
+    assert bundle.encoder is bundle
+    (folder / "encoder.onnx").write_bytes(b"exact")
+    files = {name: sha256_of(folder / name) for name in ("model.onnx", "encoder.onnx")}
+    manifest = dataclasses.replace(
+        bundle.manifest, precision="int8", files=files, precision_figures={"images": 1.0}
+    )
+    write_manifest(folder, manifest)
+    mixed = read_bundle(folder)
+    assert mixed.model_path.read_bytes() == b"graph"
+    assert mixed.encoder.model_path.read_bytes() == b"exact"
+    assert (mixed.manifest.precision, mixed.encoder.manifest.precision) == ("int8", "fp32")
+    exact = mixed.encoder
+    assert exact.encoder is exact
+    (folder / "encoder.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"encoder\.onnx.*SHA-256 differs"):
+        read_bundle(folder)
+
+
 def change(folder, **entries):
     path = folder / "manifest.json"
     values = json.loads(path.read_text())

@@ -13,7 +13,7 @@ import pytest
 
 from tests.kernels import fake_cuda
 from tests.kernels.conftest import shim  # noqa: F401
-from tests.tiny_bundle import CLASSES, SIZE, random_picture, write_tiny_bundle
+from tests.tiny_bundle import CLASSES, SIZE, add_encoder, random_picture, write_tiny_bundle
 from vitcx.kernels import gpu
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.errors import DeviceError
@@ -104,6 +104,21 @@ def test_whole_explanations_are_the_cpu_sessions(session, reference, bundle):
     others = [random_picture(seed) for seed in range(4)]
     for ours, theirs in zip(*(e.explain_many(others) for e in explainers), strict=True):
         np.testing.assert_allclose(ours.saliency, theirs.saliency, rtol=0, atol=PARITY)
+
+
+def test_a_graph_for_the_encoder_is_taken_for_it_alone(core, bundle, tmp_path):
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    images = pictures(7)
+    with (
+        OnnxRuntimeCudaSession(mixed, batch_size=6, target=HOST) as session,
+        OnnxRuntimeSession(mixed, threads=1, batch_size=6) as reference,
+    ):
+        for _ in range(2):  # the two graphs share buffers: neither leaves anything behind
+            for mine, theirs in zip(session.encode(images), reference.encode(images), strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=0, atol=PARITY)
+            np.testing.assert_allclose(
+                session.predict(images), reference.predict(images), rtol=0, atol=PARITY
+            )
 
 
 def test_threads_do_not_meet_on_the_device(session):

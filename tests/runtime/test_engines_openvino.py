@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vitcx
-from tests.tiny_bundle import random_picture, write_tiny_bundle
+from tests.tiny_bundle import add_encoder, random_picture, write_tiny_bundle
 from vitcx.runtime import openvino_session as module
 from vitcx.runtime import probes
 from vitcx.runtime.engines import open_session
@@ -81,8 +81,28 @@ def test_an_openvino_explanation_is_onnxruntimes(bundle):
     np.testing.assert_allclose(ours.saliency, reference.saliency, rtol=0, atol=PARITY)
 
 
-def test_openvino_takes_the_threads_it_is_given(bundle, openvino_session):
-    assert openvino_session._model.get_property("INFERENCE_NUM_THREADS") == 1
+@pytest.mark.parametrize(("threads", "batch_size", "lanes"), [(1, 4, 1), (2, 4, 2), (2, 1, 1)])
+def test_openvino_takes_the_threads_it_is_given_and_has_a_stream_for_each_lane(
+    bundle, threads, batch_size, lanes
+):
+    with open_session(bundle, "openvino", threads, batch_size) as session:
+        compiled = session._scorer._model
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+        assert compiled.get_property("NUM_STREAMS") == session.lanes == lanes
+
+
+def test_a_graph_for_the_encoder_is_taken_for_it_alone(bundle, tmp_path):
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    images = pictures(3)
+    for name in ("openvino", "onnxruntime"):
+        with (
+            open_session(mixed, name) as session,
+            open_session(bundle, name) as scorer,
+            open_session(mixed.encoder, name) as encoder,
+        ):
+            np.testing.assert_array_equal(session.predict(images), scorer.predict(images))
+            for mine, theirs in zip(session.encode(images), encoder.encode(images), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_cpu_without_bfloat16_refuses_it(bundle, monkeypatch):
@@ -104,8 +124,16 @@ def test_bfloat16_is_said_wherever_it_was_used(bundle, monkeypatch):
     except EngineError as error:
         pytest.skip(f"OpenVINO does not emulate bfloat16 here: {error}")
     images = pictures(4)
-    with session, open_session(bundle, "onnxruntime", threads=1) as reference:
+    with (
+        session,
+        open_session(bundle, "onnxruntime", threads=1) as reference,
+        open_session(bundle, "openvino", threads=1) as exact,
+    ):
         assert (session.engine, session.precision) == ("openvino-bf16", "bfloat16")
+        # The masks come from this: it stays in float32.
+        assert session.encoder_precision == "float32"
+        for mine, theirs in zip(session.encode(images), exact.encode(images), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
         difference = np.abs(session.predict(images) - reference.predict(images)).max()
     # bfloat16 keeps 8 bits: the products differ by up to 2^-8 of themselves, and not by nothing.
     assert PARITY < difference < 0.05

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vitcx.commands.plan import build_and_tell
 from vitcx.export import export_model
-from vitcx.runtime.bundle import LAYERS, PRECISIONS
+from vitcx.runtime.bundle import ENCODERS, LAYERS, PRECISIONS
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.precision_limits import precision_problem
 from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, check_capabilities
@@ -71,6 +71,13 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="Of the graph; what a reduced one costs is measured, on --check-image.",
 )
 @click.option(
+    "--encoder",
+    type=click.Choice(ENCODERS),
+    default="fp32",
+    show_default=True,
+    help="Of a reduced precision; same: no float32 graph beside it, and other masks.",
+)
+@click.option(
     "--attention",
     type=click.Choice(("plain", "fused")),
     default="plain",
@@ -107,6 +114,7 @@ def command(
     stage: int | None,
     block: int,
     precision: str,
+    encoder: str,
     attention: str,
     check_images: tuple[Path, ...],
     engine: str | None,
@@ -135,6 +143,7 @@ def command(
             stage=stage,
             block=block,
             precision=precision,
+            encoder=encoder,
             attention=attention,
             check_images=check_images,
             force=force,
