@@ -27,7 +27,8 @@ from vitcx.runtime.tensorrt_plan import plan_key
 from vitcx.runtime.tensorrt_progress import Progress
 
 NOTE_SUFFIX = ".json"
-_NOTE_SCHEMA = 1
+# Raised with what makes a plan, as the cache's is: an older plan is not taken for a new one.
+_NOTE_SCHEMA = 2
 
 
 @dataclass(frozen=True)

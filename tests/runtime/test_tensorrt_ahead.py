@@ -150,6 +150,20 @@ def test_a_plan_of_another_version_is_not_taken(
     assert not cache.exists()
 
 
+def test_a_plan_of_an_older_vitcx_is_not_taken(
+    built: tuple[Path, str], bundle: Bundle, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its builder may have been set otherwise, in ways that the key does not show."""
+    plan, _ = built
+    note = json.loads(note_path(plan).read_text())
+    note["schema_version"] -= 1
+    note_path(plan).write_text(json.dumps(note))
+    digest = hashlib.sha256(note_path(plan).read_bytes()).hexdigest()
+    assert take(plan, bundle, digest) == 2
+    assert "build the plan with this vitcx" in capsys.readouterr().err
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
