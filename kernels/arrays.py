@@ -153,6 +153,38 @@ class DeviceArray(Closing):
         }
 
 
+def gpu_of(array: object) -> int | None:
+    """The GPU's index of somebody's array that `accept` takes, None for one in host memory.
+
+    Asked of the array without taking it: some can be taken only once, and where it is decides on
+    which stream it is to be taken.
+
+    Raises
+    ------
+    DeviceArrayError
+        Not an array, or on a device that is neither CPU nor CUDA.
+    """
+    if isinstance(array, np.ndarray):
+        return None
+    if isinstance(array, DeviceArray | DevicePointer):
+        return array.device
+    if hasattr(array, "__dlpack_device__"):
+        kind, index = array.__dlpack_device__()
+        if kind in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
+            return None
+        if kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
+            return int(index)
+        raise DeviceArrayError(
+            f"Got an array on DLPack device type {int(kind)}, expected the CPU or a CUDA device"
+        )
+    if getattr(array, "__cuda_array_interface__", None) is not None:
+        return 0  # the interface does not say
+    raise DeviceArrayError(
+        f"Got {type(array).__name__}, expected a NumPy array, an object with __dlpack__ or "
+        "__cuda_array_interface__, or a DevicePointer"
+    )
+
+
 def accept(array: object, stream: Stream | None = None) -> NDArray[Any] | DeviceArray:
     """Somebody's array over the same memory, with no copy.
 
@@ -183,22 +215,12 @@ def accept(array: object, stream: Stream | None = None) -> NDArray[Any] | Device
         return array
     if isinstance(array, DevicePointer):
         return _borrow(array, array.owner, stream)
+    gpu = gpu_of(array)
+    if gpu is None:
+        return _host_view(array)
     if hasattr(array, "__dlpack_device__"):
-        kind, index = array.__dlpack_device__()
-        if kind in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
-            return _host_view(array)
-        if kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
-            return _from_dlpack(array, int(index), stream)
-        raise DeviceArrayError(
-            f"Got an array on DLPack device type {int(kind)}, expected the CPU or a CUDA device"
-        )
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is not None:
-        return _borrow(_described(interface), array, stream)
-    raise DeviceArrayError(
-        f"Got {type(array).__name__}, expected a NumPy array, an object with __dlpack__ or "
-        "__cuda_array_interface__, or a DevicePointer"
-    )
+        return _from_dlpack(array, gpu, stream)
+    return _borrow(_described(getattr(array, "__cuda_array_interface__", None)), array, stream)
 
 
 def _host_view(array: Any) -> NDArray[Any]:

@@ -5,10 +5,11 @@ Right side up (EXIF), grey and palette and CMYK as RGB, 16-bit scaled to 8, tran
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept
+from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.gpu import Gpu
 from vitcx.runtime.device_errors import device_errors
-from vitcx.runtime.errors import EngineError, InputError
+from vitcx.runtime.errors import InputError
 
 # Pillow's own limit against decompression bombs, about 89 million pixels.
 MAX_PIXELS = 89_478_485
@@ -152,12 +153,21 @@ def as_host_array(source: Any) -> NDArray[Any]:
         return source
     if isinstance(source, ArrayFile):
         return source.read()
+    with _taking(source):
+        index = gpu_of(source)
+        if index is None:
+            array = accept(source)
+            assert isinstance(array, np.ndarray)
+            return array
+    return _download(source, index)
+
+
+@contextlib.contextmanager
+def _taking(source: Any) -> Iterator[None]:
+    """What an array's owner or the device layer says against taking it, as `InputError`."""
     try:
-        array = accept(source)
-        return array if isinstance(array, np.ndarray) else _download(source, array.device)
+        yield
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, EngineError):
-            raise
         raise InputError(
             f"cannot read the {type(source).__name__} as an array ({error}): "
             "move it to host memory, detached, first"
@@ -169,7 +179,8 @@ def _download(source: Any, device: int) -> NDArray[Any]:
     with device_errors(f"copying a {type(source).__name__} from GPU {device}"):
         gpu = Gpu(device)
         with gpu.new_stream() as stream:
-            array = accept(source, stream)
+            with _taking(source):
+                array = accept(source, stream)
             assert isinstance(array, DeviceArray)
             return gpu.download(array, stream)
 

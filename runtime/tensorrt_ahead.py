@@ -23,11 +23,12 @@ from vitcx.runtime.plan_cache import PlanKey, keep
 from vitcx.runtime.plan_report import PlanReport
 from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, build_plan
 from vitcx.runtime.tensorrt_library import FLAVOURS, find_library
-from vitcx.runtime.tensorrt_plan import plan_key
+from vitcx.runtime.tensorrt_plan import PlanOrder, plan_key
 from vitcx.runtime.tensorrt_progress import Progress
 
 NOTE_SUFFIX = ".json"
-_NOTE_SCHEMA = 1
+# Raised with what makes a plan, as the cache's is: an older plan is not taken for a new one.
+_NOTE_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def build_ahead(
     library = find_library(flavour)
     built = build_plan(library, bundle, shapes, options, report)
     keys = [
-        plan_key(library, bundle, shapes, options, "", capability)
+        plan_key(PlanOrder(library, bundle, shapes, options, "", capability))
         for capability in options.compute_capabilities
     ]
     note = {

@@ -177,6 +177,14 @@ class Context(Closing):
             if not self.native.execute_async_v3(stream.handle):
                 raise RuntimeError
 
+    def can_be_captured(self, stream: Stream) -> bool:
+        """Whether a pass on `stream` can become a CUDA graph, as TensorRT-RTX says beforehand.
+
+        TensorRT does not say: there a capture is tried.
+        """
+        native: Any = self.native
+        return bool(native.is_stream_capturable(stream.handle))
+
     @property
     def native(self) -> trt.IExecutionContext:
         """The library's context."""

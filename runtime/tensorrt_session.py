@@ -25,8 +25,14 @@ from vitcx.runtime.errors import EngineError
 from vitcx.runtime.session import Batch, Scores, Session
 from vitcx.runtime.stations import Stations
 from vitcx.runtime.tensorrt_context import PlanRefused, open_plan
-from vitcx.runtime.tensorrt_library import Library, find_library
-from vitcx.runtime.tensorrt_plan import BuildOptions, Shapes, forget_plan, plan_for
+from vitcx.runtime.tensorrt_library import find_library
+from vitcx.runtime.tensorrt_plan import (
+    BuildOptions,
+    PlanOrder,
+    Shapes,
+    forget_plan,
+    plan_for,
+)
 from vitcx.runtime.tensorrt_stations import EncodeStation, ScoreStation
 
 if TYPE_CHECKING:
@@ -82,10 +88,14 @@ class TensorRTSession(Session):
         asked = batch_size or DEFAULT_SHAPES.batch_size
         self._opened = open_fitting(
             lambda rows: _Opened(
-                library,
-                bundle,
-                Shapes.of_session(rows, encode_images),
-                options or BuildOptions(),
+                PlanOrder(
+                    library,
+                    bundle,
+                    Shapes.of_session(rows, encode_images),
+                    options or BuildOptions(),
+                    self._gpu.name,
+                    self._gpu.compute_capability,
+                ),
                 self._gpu,
             ),
             asked,
@@ -129,18 +139,17 @@ class TensorRTSession(Session):
 class _Opened(Closing):
     """An engine for certain shapes, and its stations; both kinds have one from the start."""
 
-    def __init__(
-        self, library: Library, bundle: Bundle, shapes: Shapes, options: BuildOptions, gpu: Gpu
-    ) -> None:
-        self.shapes = shapes
-        engine = _engine(library, bundle, shapes, options, gpu)
+    def __init__(self, order: PlanOrder, gpu: Gpu) -> None:
+        self.shapes = shapes = order.shapes
+        library, manifest = order.library, order.bundle.manifest
+        engine = _engine(order)
         kernels = GpuKernels(gpu)
         self.scorers = Stations(
-            lambda: ScoreStation(library, engine, gpu, bundle.manifest, kernels, shapes.batch_size)
+            lambda: ScoreStation(library, engine, gpu, manifest, kernels, shapes.batch_size)
         )
         try:
             self.encoders = Stations(
-                lambda: EncodeStation(library, engine, gpu, bundle.manifest, shapes.encode_images)
+                lambda: EncodeStation(library, engine, gpu, manifest, shapes.encode_images)
             )
         except BaseException:
             self.scorers.close()
@@ -151,21 +160,22 @@ class _Opened(Closing):
         self.encoders.close()
 
 
-def _engine(
-    library: Library, bundle: Bundle, shapes: Shapes, options: BuildOptions, gpu: Gpu
-) -> trt.ICudaEngine:
+def _engine(order: PlanOrder) -> trt.ICudaEngine:
     """The engine of the bundle's plan. One from the cache that is refused is built once more."""
-    where = (library, bundle, shapes, options, gpu.name, gpu.compute_capability)
+
+    def opened() -> trt.ICudaEngine:
+        return open_plan(order.library, plan_for(order), order.bundle.manifest, order.shapes)
+
     try:
-        return open_plan(library, plan_for(*where), bundle.manifest, shapes)
+        return opened()
     except PlanRefused as error:
         if is_out_of_memory(error):
             raise
-        forget_plan(*where, str(error))
+        forget_plan(order, str(error))
     try:
-        return open_plan(library, plan_for(*where), bundle.manifest, shapes)
+        return opened()
     except PlanRefused as error:
         raise EngineError(
-            f"a plan that was just built for {gpu.name} is refused: {error}; "
+            f"a plan that was just built for {order.gpu_name} is refused: {error}; "
             "'vitcx doctor' shows the versions of library and driver"
         ) from error

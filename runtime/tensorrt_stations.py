@@ -195,12 +195,17 @@ class ScoreStation(_Station):
         TensorRT-RTX makes its own (see `tensorrt_context`).
         """
         if self._library.flavour == "tensorrt-rtx":
+            if not self._context.can_be_captured(self._stream):
+                _warn_of_no_graph("TensorRT-RTX says that this plan's pass cannot be captured")
             return None
         try:
             return self._gpu.record_graph(self._stream, self._context.enqueue)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reason = first_line(error)
-            log.warning("no CUDA graph of a forward pass, its kernels go one by one: %s", reason)
+            _warn_of_no_graph(first_line(error))
             return None
+
+
+def _warn_of_no_graph(reason: str) -> None:
+    log.warning("no CUDA graph of a forward pass, its kernels go one by one: %s", reason)

@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 
 from tests.kernels import fake_cuda
 from vitcx.kernels import arrays, cublas, cuda_modules, gpu_steps
-from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept
+from vitcx.kernels.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.blend import SKIP, Job, blend
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
 from vitcx.kernels.gpu import Gpu, PinnedBuffer
@@ -267,6 +267,21 @@ def test_device_dlpack_is_taken_with_the_consumers_stream(core, monkeypatch):
     stream = Gpu().new_stream()
     accept(theirs, stream)
     assert seen["stream"] == stream.handle
+
+
+def test_where_an_array_lies_is_known_before_it_is_taken(core):
+    device = Gpu()
+    ours = device.allocate((2,), np.float32, device.new_stream())
+    for kind, expected in ((1, None), (3, None), (2, 4), (13, 4)):
+        lender = SimpleNamespace(__dlpack_device__=lambda kind=kind: (kind, 4))  # no __dlpack__
+        assert gpu_of(lender) == expected
+    assert gpu_of(np.ones(3)) is None
+    assert gpu_of(ours) == 0
+    assert gpu_of(DevicePointer(0x1000, (3,), device=2)) == 2
+    assert gpu_of(Interface(np.ones(3, np.float32))) == 0
+    for wrong in ([1, 2], SimpleNamespace(__dlpack_device__=lambda: (4, 0))):
+        with pytest.raises(DeviceArrayError, match="Got"):
+            gpu_of(wrong)
 
 
 def test_the_producers_stream_is_waited_for(core):

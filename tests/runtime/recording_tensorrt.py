@@ -101,6 +101,7 @@ class Record:
         self.refuse_contexts = None  # the line in the log, of each context asked for
         self.refuse_passes = None
         self.refuse_capture = None
+        self.capturable = True  # what TensorRT-RTX says of its contexts
         self.changes = {}  # of `write_plan`
         self.before_pass = lambda: None
 
@@ -194,6 +195,14 @@ class IExecutionContext:
 
     def infer_shapes(self):
         return ["images"] if self.shape is None else []
+
+    def is_stream_capturable(self, stream):
+        """TensorRT-RTX's alone; it depends on all that a pass needs, so that is set before."""
+        assert stream > 2, "on a default stream"
+        assert self.config is not None
+        assert self.shape is not None
+        assert self._memory[1] >= SCRATCH[self.profile]
+        return self._record.capturable
 
     def execute_async_v3(self, stream_handle):
         assert stream_handle > 2, "on a default stream"

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.kernels import fake_cuda
+from vitcx.kernels import arrays
 from vitcx.kernels.arrays import DevicePointer
 from vitcx.runtime import pictures
 from vitcx.runtime.errors import EngineError, InputError
@@ -178,6 +179,29 @@ def test_a_device_array_is_copied_behind_its_producer(core):
     assert stream.waits == [0x88]
     assert stream.is_closed
     assert fake_cuda.Buffer.live == 0
+
+
+def test_a_device_array_is_taken_once_behind_the_stream_that_copies_it(core, monkeypatch):
+    """Some can be taken only once: where it is, it says without."""
+    array = np.arange(48, dtype=np.float32).reshape(3, 4, 4)
+    taken = []
+
+    class View:
+        @staticmethod
+        def from_dlpack(obj, stream_ptr=None):
+            taken.append(stream_ptr)
+            return SimpleNamespace(
+                ptr=array.ctypes.data, shape=array.shape, strides=(16, 4, 1), dtype=array.dtype
+            )
+
+    utils = SimpleNamespace(StridedMemoryView=View)
+    monkeypatch.setattr(
+        arrays, "cuda_module", lambda name="cuda.core": utils if "utils" in name else core
+    )
+    lender = SimpleNamespace(__dlpack_device__=lambda: (2, 0), __dlpack__=None)
+    np.testing.assert_array_equal(as_host_array(lender), array)
+    (stream,) = core.streams
+    assert taken == [stream.handle]
 
 
 def test_a_device_array_that_cannot_be_taken_is_an_input_error(core):

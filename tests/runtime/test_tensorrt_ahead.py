@@ -23,7 +23,7 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.tensorrt_ahead import note_path
 from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes
 from vitcx.runtime.tensorrt_library import find_library
-from vitcx.runtime.tensorrt_plan import plan_for
+from vitcx.runtime.tensorrt_plan import PlanOrder, plan_for
 
 SHAPES = Shapes(encode_images=4, batch_size=4)
 
@@ -86,7 +86,7 @@ def test_what_was_taken_is_used_and_nothing_is_built(
     monkeypatch.setattr(tensorrt_plan, "build_plan", refuse)
     library = find_library("tensorrt-rtx")
     for gpu, capability in (("NVIDIA RTX 4090", "8.9"), ("NVIDIA RTX 5090", "12.0")):
-        found = plan_for(library, bundle, SHAPES, BuildOptions(), gpu, capability)
+        found = plan_for(PlanOrder(library, bundle, SHAPES, BuildOptions(), gpu, capability))
         assert found == plan.read_bytes()
     for shapes, options, capability in (
         (Shapes(4, 5), BuildOptions(), "8.9"),
@@ -94,7 +94,7 @@ def test_what_was_taken_is_used_and_nothing_is_built(
         (SHAPES, BuildOptions(), "8.6"),
     ):
         with pytest.raises(AssertionError, match="built"):
-            plan_for(library, bundle, shapes, options, "a GPU", capability)
+            plan_for(PlanOrder(library, bundle, shapes, options, "a GPU", capability))
 
 
 def change(path: Path) -> None:
@@ -147,6 +147,20 @@ def test_a_plan_of_another_version_is_not_taken(
     digest = hashlib.sha256(note_path(plan).read_bytes()).hexdigest()
     assert take(plan, bundle, digest) == 2
     assert "runs only on the version that built it" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_a_plan_of_an_older_vitcx_is_not_taken(
+    built: tuple[Path, str], bundle: Bundle, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its builder may have been set otherwise, in ways that the key does not show."""
+    plan, _ = built
+    note = json.loads(note_path(plan).read_text())
+    note["schema_version"] -= 1
+    note_path(plan).write_text(json.dumps(note))
+    digest = hashlib.sha256(note_path(plan).read_bytes()).hexdigest()
+    assert take(plan, bundle, digest) == 2
+    assert "build the plan with this vitcx" in capsys.readouterr().err
     assert not cache.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import struct
 import subprocess
@@ -31,7 +32,7 @@ from vitcx.runtime.tensorrt_builder import (  # noqa: E402
     supported_capabilities,
 )
 from vitcx.runtime.tensorrt_library import Library, find_library  # noqa: E402
-from vitcx.runtime.tensorrt_plan import plan_for  # noqa: E402
+from vitcx.runtime.tensorrt_plan import PlanOrder, plan_for  # noqa: E402
 
 SHAPES = Shapes(encode_images=4, batch_size=6)
 ADA = BuildOptions(compute_capabilities=("8.9",))
@@ -115,6 +116,8 @@ def test_two_profiles_on_a_dynamic_batch(
             seen.append(config.get_flag(library.module.BuilderFlag.TF32))
             seen.append(config.get_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE))
             seen.append(tuple(network.get_input(0).shape))
+            # What its CUDA graphs need: nothing is allocated while it runs.
+            seen.append(config.get_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION))
             return super().build_serialized_network(network, config)
 
         def create_optimization_profile(self) -> Any:
@@ -126,14 +129,14 @@ def test_two_profiles_on_a_dynamic_batch(
     monkeypatch.setattr(library.module, "Builder", Spy)
     options = BuildOptions(compute_capabilities=("8.9",), workspace_bytes=1 << 28)
     build_plan(library, bundle, SHAPES, options)
-    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE)]
+    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), True]
     ranges = [[tuple(shape) for shape in profile.get_shape("images")] for profile in profiles]
     assert ranges == [
         [(1, 3, SIZE, SIZE), (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)],
         [(6, 3, SIZE, SIZE), (6, 3, SIZE, SIZE), (6, 3, SIZE, SIZE)],
     ]
     build_plan(library, bundle, SHAPES, BuildOptions(tf32=True, compute_capabilities=("8.9",)))
-    assert seen[5] is True
+    assert seen[6] is True
 
 
 def test_progress_is_told_from_start_to_end(library: Library, bundle: Bundle) -> None:
@@ -308,22 +311,23 @@ def test_the_library_is_imported_when_it_is_looked_for() -> None:
 def test_a_plan_is_built_once(
     library: Library, bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = plan_for(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
+    order = PlanOrder(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
+    first = plan_for(order)
     assert len(list(cache.glob("*.plan"))) == 1
 
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("built twice")
 
     monkeypatch.setattr(tensorrt_plan, "build_plan", refuse)
-    assert plan_for(library, bundle, SHAPES, BuildOptions(), GPU, "8.9") == first
-    for other in (
-        (Shapes(4, 7), BuildOptions(), GPU, "8.9"),
-        (SHAPES, BuildOptions(tf32=True), GPU, "8.9"),
-        (SHAPES, BuildOptions(), "NVIDIA L4", "8.9"),
-        (SHAPES, BuildOptions(), GPU, "8.6"),
+    assert plan_for(order) == first
+    for change in (
+        {"shapes": Shapes(4, 7)},
+        {"options": BuildOptions(tf32=True)},
+        {"gpu_name": "NVIDIA L4"},
+        {"compute_capability": "8.6"},
     ):
         with pytest.raises(AssertionError, match="built twice"):
-            plan_for(library, bundle, *other)
+            plan_for(dataclasses.replace(order, **change))  # type: ignore[arg-type]
 
 
 def test_the_gpus_own_capability_is_the_target(
@@ -337,7 +341,8 @@ def test_the_gpus_own_capability_is_the_target(
         return real(*arguments)
 
     monkeypatch.setattr(tensorrt_plan, "build_plan", spy)
-    plan_for(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
+    order = PlanOrder(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
+    plan_for(order)
     # One that this TensorRT-RTX has no name for: left to the library.
-    plan_for(library, bundle, SHAPES, BuildOptions(), "NVIDIA H200", "9.0")
+    plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
     assert targets == [("8.9",), ()]
