@@ -38,7 +38,8 @@ class PlanKey:
 
     Attributes
     ----------
-    files : SHA-256 by name of the bundle's files: the graph and its weights.
+    files : SHA-256 by name of the bundle's files: its graphs and their weights.
+    graph : the name of the one that the plan is of.
     flavour, version : of TensorRT.
     compute_capability, gpu_name : of the GPU it runs on; the name is "" for a plan built ahead of
         time, which runs on any GPU of that capability.
@@ -47,6 +48,7 @@ class PlanKey:
     """
 
     files: Mapping[str, str]
+    graph: str
     flavour: str
     version: str
     compute_capability: str

@@ -1,7 +1,8 @@
 """Builds a bundle's graph into a TensorRT plan: one engine with two optimisation profiles.
 
 The precision is the graph's. Profile `ENCODE` takes 1 to N images, profile `SCORE` the fixed rows
-of a mask batch, so that what runs most is compiled for one shape.
+of a mask batch, so that what runs most is compiled for one shape. A bundle whose encoder is a graph
+of its own has a plan with one profile for each.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ from vitcx.runtime.tensorrt_progress import Progress, Watch, progress_monitor
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Indices of the optimisation profiles.
-ENCODE, SCORE = 0, 1
+# The optimisation profiles.
+ENCODE, SCORE = "encode", "score"
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Shapes:
     ----------
     encode_images : most images of one `encode`, at least 1.
     batch_size : rows of a mask batch, at least 1; `score` always runs that many.
+    profiles : which the plan has, in the order of their indices.
     """
 
     encode_images: int = 8
     batch_size: int = 64
+    profiles: tuple[str, ...] = (ENCODE, SCORE)
 
     def __post_init__(self) -> None:
         if min(self.encode_images, self.batch_size) < 1:
@@ -49,6 +52,18 @@ class Shapes:
         """Those that a session opens with; a plan built ahead is found only with the same ones."""
         most = cls.encode_images if encode_images is None else encode_images
         return cls(min(most, batch_size), batch_size)
+
+    def only(self, profile: str) -> Shapes:
+        """Those of a plan with one profile. The other's number is 1: the plan does not depend on
+        it, and neither may its key.
+        """
+        if profile == ENCODE:
+            return replace(self, batch_size=1, profiles=(ENCODE,))
+        return replace(self, encode_images=1, profiles=(SCORE,))
+
+    def images(self, profile: str) -> tuple[int, int]:
+        """The least and the most images of a profile."""
+        return (1, self.encode_images) if profile == ENCODE else (self.batch_size, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ def build_plan(
     ----------
     library : found by `find_library`.
     bundle : checked against its digests.
-    shapes : of the two profiles.
+    shapes : of the profiles.
     options : of the builder.
     report : told each phase. An exception that it raises ends the build, and is raised again.
 
@@ -134,7 +149,8 @@ def build_plan(
         config = builder.create_builder_config()
         _configure(library, config, bundle, options)
         height, width = bundle.manifest.input_size
-        for least, most in ((1, shapes.encode_images), (shapes.batch_size, shapes.batch_size)):
+        for name in shapes.profiles:
+            least, most = shapes.images(name)
             profile = builder.create_optimization_profile()
             small = trt.Dims4(least, 3, height, width)
             large = trt.Dims4(most, 3, height, width)

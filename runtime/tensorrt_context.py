@@ -19,7 +19,7 @@ from vitcx.kernels.streams import Stream
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.plan_report import each_once
-from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, Shapes
+from vitcx.runtime.tensorrt_builder import SCORE, Shapes
 from vitcx.runtime.tensorrt_library import Library, Severity
 
 if TYPE_CHECKING:
@@ -55,15 +55,12 @@ def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes)
         engine = _given(trt.Runtime(library.logger).deserialize_cuda_engine(plan))
     _check_tensors(trt, engine, manifest)
     size = (3, *manifest.input_size)
-    expected = (
-        (ENCODE, [(1, *size), (shapes.encode_images, *size)]),
-        (SCORE, [(shapes.batch_size, *size), (shapes.batch_size, *size)]),
-    )
+    expected = [[(images, *size) for images in shapes.images(name)] for name in shapes.profiles]
     if engine.num_optimization_profiles != len(expected):
         raise PlanRefused(
             f"the plan has {engine.num_optimization_profiles} profiles, expected {len(expected)}"
         )
-    for profile, wanted in expected:
+    for profile, wanted in enumerate(expected):
         least, _, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT, profile))
         if [least, most] != wanted:
             raise PlanRefused(
@@ -133,12 +130,20 @@ class Context(Closing):
     ----------
     engine : of `open_plan`; contexts share it.
     stream : orders the setting up.
-    profile : `ENCODE` or `SCORE`.
+    shapes : that the engine's plan is made for.
+    name : of the profile, `ENCODE` or `SCORE`.
     """
 
     def __init__(
-        self, library: Library, engine: trt.ICudaEngine, gpu: Gpu, stream: Stream, profile: int
+        self,
+        library: Library,
+        engine: trt.ICudaEngine,
+        gpu: Gpu,
+        stream: Stream,
+        shapes: Shapes,
+        name: str,
     ) -> None:
+        profile = shapes.profiles.index(name)
         self._library = library
         self._stream = stream
         self._scratch: DeviceArray | None = None
@@ -146,7 +151,7 @@ class Context(Closing):
         size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
         self._native: trt.IExecutionContext | None = None
         with reasons(library, f"cannot open profile {profile}"):
-            native = _make(library, engine, profile, ours=size_of is not None)
+            native = _make(library, engine, ours=size_of is not None, one_shape=name == SCORE)
             if not native.set_optimization_profile_async(profile, stream.handle):
                 raise RuntimeError
             if size_of is not None:
@@ -200,7 +205,7 @@ class Context(Closing):
             scratch.close(self._stream)
 
 
-def _make(library: Library, engine: Any, profile: int, *, ours: bool) -> trt.IExecutionContext:
+def _make(library: Library, engine: Any, *, ours: bool, one_shape: bool) -> trt.IExecutionContext:
     """The library's context, with scratch memory that is ours to give, or its own."""
     module = library.module
     made: trt.IExecutionContext | None
@@ -211,7 +216,7 @@ def _make(library: Library, engine: Any, profile: int, *, ours: bool) -> trt.IEx
         config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        if profile == SCORE:
+        if one_shape:
             # It compiles kernels when it runs. The one shape of this profile gets its own before
             # the first pass, and the library makes the CUDA graph: only it knows when they are in.
             config.dynamic_shapes_kernel_specialization_strategy = (

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.plan_cache import PlanKey, cache_directory, drop, find, get_or_build
 from vitcx.runtime.tensorrt_builder import (
+    ENCODE,
+    SCORE,
     BuildOptions,
     Shapes,
     build_plan,
@@ -17,7 +19,15 @@ from vitcx.runtime.tensorrt_builder import (
 from vitcx.runtime.tensorrt_library import Library
 from vitcx.runtime.tensorrt_progress import Progress
 
-__all__ = ["BuildOptions", "PlanOrder", "Shapes", "forget_plan", "plan_for", "plan_key"]
+__all__ = [
+    "BuildOptions",
+    "PlanOrder",
+    "Shapes",
+    "forget_plan",
+    "plan_for",
+    "plan_graphs",
+    "plan_key",
+]
 
 log = logging.getLogger("vitcx")
 
@@ -30,7 +40,7 @@ class PlanOrder:
     ----------
     library : found by `find_library`.
     bundle : checked against its digests.
-    shapes : of the two profiles, `ENCODE` and `SCORE` of `tensorrt_builder`.
+    shapes : of its profiles.
     options : of the builder. `compute_capabilities` is left empty, and `timing_cache` None means
         the user's cache.
     gpu_name, compute_capability : of the GPU that is to run it, such as "NVIDIA H200" and "9.0".
@@ -47,6 +57,23 @@ class PlanOrder:
     def ahead(self) -> PlanOrder:
         """The same, built ahead of time."""
         return dataclasses.replace(self, gpu_name="")
+
+    def parts(self) -> dict[str, PlanOrder]:
+        """The order of the plan that has each profile: this one for both, or one for each graph."""
+        graphs = plan_graphs(self.bundle, self.shapes)
+        return {
+            profile: dataclasses.replace(self, bundle=bundle, shapes=shapes)
+            for bundle, shapes in graphs
+            for profile in shapes.profiles
+        }
+
+
+def plan_graphs(bundle: Bundle, shapes: Shapes) -> list[tuple[Bundle, Shapes]]:
+    """What plans a bundle needs: of which graph, for which profiles. What scores comes first."""
+    encoder = bundle.encoder
+    if encoder is bundle:
+        return [(bundle, shapes)]
+    return [(bundle, shapes.only(SCORE)), (encoder, shapes.only(ENCODE))]
 
 
 def plan_for(order: PlanOrder, report: Progress | None = None) -> bytes:
@@ -98,6 +125,7 @@ def plan_key(order: PlanOrder) -> PlanKey:
         del settings[name]
     return PlanKey(
         files=dict(order.bundle.manifest.files),
+        graph=order.bundle.graph_name,
         flavour=order.library.flavour,
         version=order.library.version,
         compute_capability=order.compute_capability,

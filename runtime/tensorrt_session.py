@@ -24,6 +24,7 @@ from vitcx.runtime.device_memory import open_fitting
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.session import Batch, Scores, Session
 from vitcx.runtime.stations import Stations
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE
 from vitcx.runtime.tensorrt_context import PlanRefused, open_plan
 from vitcx.runtime.tensorrt_library import find_library
 from vitcx.runtime.tensorrt_plan import (
@@ -137,19 +138,25 @@ class TensorRTSession(Session):
 
 
 class _Opened(Closing):
-    """An engine for certain shapes, and its stations; both kinds have one from the start."""
+    """Engines for certain shapes, and their stations; both kinds have one from the start.
+
+    The engine is one, with both profiles, unless the bundle's encoder is a graph of its own.
+    """
 
     def __init__(self, order: PlanOrder, gpu: Gpu) -> None:
-        self.shapes = shapes = order.shapes
+        self.shapes = order.shapes
         library, manifest = order.library, order.bundle.manifest
-        engine = _engine(order)
+        parts = order.parts()
+        score, encode = parts[SCORE], parts[ENCODE]
+        scorer = _engine(score)
+        encoder = scorer if encode == score else _engine(encode)
         kernels = GpuKernels(gpu)
         self.scorers = Stations(
-            lambda: ScoreStation(library, engine, gpu, manifest, kernels, shapes.batch_size)
+            lambda: ScoreStation(library, scorer, gpu, manifest, kernels, score.shapes)
         )
         try:
             self.encoders = Stations(
-                lambda: EncodeStation(library, engine, gpu, manifest, shapes.encode_images)
+                lambda: EncodeStation(library, encoder, gpu, manifest, encode.shapes)
             )
         except BaseException:
             self.scorers.close()

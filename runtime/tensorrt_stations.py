@@ -21,7 +21,7 @@ from vitcx.kernels.gpu_steps import Blender
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.session import Batch, Scores
-from vitcx.runtime.tensorrt_builder import ENCODE, SCORE
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, Shapes
 from vitcx.runtime.tensorrt_context import Context
 from vitcx.runtime.tensorrt_library import Library
 
@@ -34,7 +34,7 @@ FloatArray = NDArray[np.float32]
 
 
 class _Station(Closing):
-    """A context with its buffers, on a stream of its own; `images` rows in each.
+    """A context with its buffers, on a stream of its own; the profile's most images in each.
 
     What is opened is closed in the opposite order, once the stream is at rest.
     """
@@ -45,10 +45,11 @@ class _Station(Closing):
         engine: trt.ICudaEngine,
         gpu: Gpu,
         manifest: Manifest,
-        profile: int,
-        images: int,
+        shapes: Shapes,
+        profile: str,
     ) -> None:
         self._gpu = gpu
+        images = shapes.images(profile)[1]
         self._shape = (images, 3, *manifest.input_size)
         doing = f"{library.flavour}: opening a context for {images} images"
         with device_errors(doing):
@@ -66,7 +67,7 @@ class _Station(Closing):
                         (EMBEDDING, (manifest.channels, *manifest.grid)),
                     )
                 }
-                self._context = own(Context(library, engine, gpu, self._stream, profile))
+                self._context = own(Context(library, engine, gpu, self._stream, shapes, profile))
                 self._context.bind(INPUT, self._input)
                 for name, array in self._outputs.items():
                     self._context.bind(name, array)
@@ -102,12 +103,17 @@ class _Station(Closing):
 
 
 class EncodeStation(_Station):
-    """Encodes 1 to `images` images."""
+    """Encodes 1 to `shapes.encode_images` images."""
 
     def __init__(
-        self, library: Library, engine: trt.ICudaEngine, gpu: Gpu, manifest: Manifest, images: int
+        self,
+        library: Library,
+        engine: trt.ICudaEngine,
+        gpu: Gpu,
+        manifest: Manifest,
+        shapes: Shapes,
     ) -> None:
-        super().__init__(library, engine, gpu, manifest, ENCODE, images)
+        super().__init__(library, engine, gpu, manifest, shapes, ENCODE)
 
     def _prepare(self, own: Any) -> None:
         self._pinned_images = own(PinnedBuffer(self._input.nbytes))
@@ -132,8 +138,11 @@ class EncodeStation(_Station):
 
 
 class ScoreStation(_Station):
-    """Blends and scores batches of exactly `rows` rows; those that a batch does not fill keep what
-    they had, which is finite, and their scores are not looked at."""
+    """Blends and scores batches of exactly `shapes.batch_size` rows.
+
+    Rows that a batch does not fill keep what they had, which is finite; nobody looks at their
+    scores.
+    """
 
     def __init__(
         self,
@@ -142,12 +151,12 @@ class ScoreStation(_Station):
         gpu: Gpu,
         manifest: Manifest,
         kernels: GpuKernels,
-        rows: int,
+        shapes: Shapes,
     ) -> None:
         self._kernels = kernels
         self._library = library
         self._pinned_images: PinnedBuffer | None = None
-        super().__init__(library, engine, gpu, manifest, SCORE, rows)
+        super().__init__(library, engine, gpu, manifest, shapes, SCORE)
 
     def _prepare(self, own: Any) -> None:
         self._blender = own(Blender(self._gpu, self._kernels, self._stream))

@@ -39,8 +39,8 @@ def write_plan(bundle, shapes, **changes):
             "embedding": ["OUTPUT", "FLOAT", [-1, m.channels, *m.grid]],
         },
         "profiles": [
-            [[1, *size], [1, *size], [shapes.encode_images, *size]],
-            [[shapes.batch_size, *size]] * 3,
+            [[least, *size], [least, *size], [most, *size]]
+            for least, most in map(shapes.images, shapes.profiles)
         ],
         **changes,
     }

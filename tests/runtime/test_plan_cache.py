@@ -28,6 +28,7 @@ pytest.importorskip("filelock", reason="needs the extra 'rtx' or 'gpu'")
 
 KEY = PlanKey(
     files={"model.onnx": "00" * 32},
+    graph="model.onnx",
     flavour="tensorrt-rtx",
     version="1.7.1.116",
     compute_capability="8.9",
@@ -91,6 +92,7 @@ def test_the_note_tells_what_the_plan_is_of(folder: Path, build: Builder) -> Non
     "change",
     [
         {"files": {"model.onnx": "01" * 32}},
+        {"graph": "encoder.onnx"},
         {"files": {"model.onnx": "00" * 32, "model.onnx.data": "02" * 32}},
         {"flavour": "tensorrt"},
         {"version": "1.7.1.117"},
@@ -197,7 +199,7 @@ PROCESS = """
     sys.path.insert(0, sys.argv[3])
     from vitcx.runtime.plan_cache import PlanKey, get_or_build
     folder, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-    key = PlanKey({}, "f", "1", "8.9", "gpu", "fp16", {}, {})
+    key = PlanKey({}, "g", "f", "1", "8.9", "gpu", "fp16", {}, {})
     def build():
         with (folder.parent / "builds").open("a") as file:
             file.write("built\\n")

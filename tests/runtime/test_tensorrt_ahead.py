@@ -15,13 +15,13 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
 pytest.importorskip("onnx", reason="needs the extra 'export'")
 
-from tests.tiny_bundle import write_tiny_bundle
+from tests.tiny_bundle import add_encoder, write_tiny_bundle
 from vitcx.cli import main
 from vitcx.commands import export
 from vitcx.runtime import tensorrt_plan
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.tensorrt_ahead import note_path
-from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, BuildOptions, Shapes
 from vitcx.runtime.tensorrt_library import find_library
 from vitcx.runtime.tensorrt_plan import PlanOrder, plan_for
 
@@ -95,6 +95,27 @@ def test_what_was_taken_is_used_and_nothing_is_built(
     ):
         with pytest.raises(AssertionError, match="built"):
             plan_for(PlanOrder(library, bundle, shapes, options, "a GPU", capability))
+
+
+def test_an_encoder_of_its_own_has_a_plan_of_its_own(
+    bundle: Bundle, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    out = tmp_path / "made" / "tiny.plan"
+    assert main(["plan", "build", str(mixed.path), "--out", str(out), "--batch-size", "4",
+                 "--compute-capability", "8.9"]) == 0  # fmt: skip
+    digests = re.findall(r"sha256 ([0-9a-f]{64})", capsys.readouterr().out)
+    plans = [out, out.with_name("tiny.encoder.plan")]
+    for plan, digest in zip(plans, digests, strict=True):
+        assert take(plan, mixed, digest) == 0
+    said = capsys.readouterr().out
+    assert "mask batches of 4, for compute capability 8.9" in said
+    assert "encoding up to 4 images, for compute capability 8.9" in said
+    monkeypatch.setattr(tensorrt_plan, "build_plan", refuse)
+    order = PlanOrder(find_library("tensorrt-rtx"), mixed, SHAPES, BuildOptions(), "a GPU", "8.9")
+    found = [plan_for(order.parts()[profile]) for profile in (SCORE, ENCODE)]
+    assert found == [plan.read_bytes() for plan in plans]
+    assert found[0] != found[1]
 
 
 def change(path: Path) -> None:

@@ -21,7 +21,14 @@ import pytest
 from tests.kernels import fake_cuda
 from tests.kernels.conftest import shim  # noqa: F401
 from tests.runtime import recording_tensorrt
-from tests.tiny_bundle import CHANNELS, CLASSES, SIZE, random_picture, write_tiny_bundle
+from tests.tiny_bundle import (
+    CHANNELS,
+    CLASSES,
+    SIZE,
+    add_encoder,
+    random_picture,
+    write_tiny_bundle,
+)
 from vitcx.kernels.arrays import DevicePointer
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.driver import find_driver
@@ -106,6 +113,37 @@ def test_explanations_are_those_of_the_cpu_engine(
             np.testing.assert_allclose(
                 getattr(ours, name), getattr(theirs, name), rtol=0, atol=TOLERANCE, err_msg=name
             )
+    assert fake_cuda.Buffer.live == 0
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_an_encoder_of_its_own_has_a_plan_of_its_own(
+    flavour, bundle, core, reference, monkeypatch, tmp_path
+):
+    record = recording_tensorrt.install(monkeypatch, tmp_path, flavour)
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    given = images(5)
+    with (
+        OnnxRuntimeSession(mixed) as cpu,
+        TensorRTSession(mixed, flavour, batch_size=4, encode_images=3) as session,
+    ):
+        expected = cpu.encode(given)
+        for mine, theirs in zip(session.encode(given), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=TOLERANCE)
+        predicted = session.predict(given)
+        np.testing.assert_allclose(predicted, reference.predict(given), rtol=0, atol=TOLERANCE)
+        assert np.abs(predicted - expected[0]).max() > 100 * TOLERANCE
+    assert [(s.profiles, s.images(s.profiles[0])) for s in record.built] == [
+        (("score",), (4, 4)),
+        (("encode",), (1, 3)),
+    ]
+    assert {context.profile for context in record.contexts} == {0}
+    if flavour == "tensorrt-rtx":  # the scoring pass alone is compiled for its one shape
+        kinds = [c.config.cuda_graph_strategy.name for c in record.contexts]
+        assert kinds == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
+    with TensorRTSession(mixed, flavour, batch_size=3, encode_images=3):
+        pass
+    assert [s.profiles for s in record.built[2:]] == [("score",)]  # the other is in the cache
     assert fake_cuda.Buffer.live == 0
 
 

@@ -13,8 +13,9 @@ from rich.progress import TaskID
 from vitcx.commands.progress import progress_bar
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.tensorrt_ahead import AheadPlan, build_ahead, take_plan
-from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes
+from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, BuildOptions, Shapes
 from vitcx.runtime.tensorrt_library import FLAVOURS
+from vitcx.runtime.tensorrt_plan import plan_graphs
 from vitcx.runtime.tensorrt_progress import Progress
 
 log = logging.getLogger("vitcx")
@@ -81,30 +82,49 @@ def take_command(plan: Path, bundle: Path, sha256: str) -> None:
     """
     keys = take_plan(plan, read_bundle(bundle), sha256.lower())
     first = keys[0]
+    shapes = Shapes(**first.shapes)
+    uses = {
+        ENCODE: f"encoding up to {shapes.encode_images} images",
+        SCORE: f"mask batches of {shapes.batch_size}",
+    }
     click.echo(
-        f"taken: {first.flavour} {first.version}, {first.precision}, mask batches of "
-        f"{first.shapes['batch_size']}, for compute capability "
+        f"taken: {first.flavour} {first.version}, {first.precision}, "
+        f"{' and '.join(uses[profile] for profile in shapes.profiles)}, for compute capability "
         f"{', '.join(key.compute_capability for key in keys)}"
     )
 
 
 def build_and_tell(
     bundle: Bundle, out: Path, engine: str, batch_size: int, options: BuildOptions
-) -> AheadPlan:
-    """Build a plan ahead of time with a progress bar, and print what came of it."""
-    shapes = Shapes.of_session(batch_size)
-    with _build_progress() as report:
-        made = build_ahead(bundle, out, engine, shapes, options, report)
+) -> None:
+    """Build a bundle's plans ahead of time with a progress bar, and print what came of it.
+
+    A second plan, of an encoder that is a graph of its own, goes to ``STEM.encoder.SUFFIX``.
+    """
+    for graph, shapes in plan_graphs(bundle, Shapes.of_session(batch_size)):
+        beside = out.with_name(f"{out.stem}.encoder{out.suffix}")
+        with _build_progress() as report:
+            made = build_ahead(
+                graph,
+                out if graph.graph_name == bundle.graph_name else beside,
+                engine,
+                shapes,
+                options,
+                report,
+            )
+        _tell(made, graph.manifest.precision)
+
+
+def _tell(made: AheadPlan, precision: str) -> None:
     told = made.report
     click.echo(
-        f"{made.path}: {told.library}, {bundle.manifest.precision}, for compute capability "
+        f"{made.path}: {told.library}, {precision}, for compute capability "
         f"{', '.join(told.targets)}, {told.bytes / 1e6:.1f} MB in {told.seconds:.1f} s"
     )
     click.echo(f"  {told.attention_in_words()}")
     for warning in told.warnings:
         click.echo(f"  warning: {warning}")
     click.echo(f"  sha256 {made.digest}")
-    return made
 
 
 @contextlib.contextmanager
