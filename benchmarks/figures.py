@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmarks.methods import Model, method
 from vitcx.evaluation.study import summarise
 from vitcx.export.models import timm_model
 from vitcx.runtime.digests import replacing
-from vitcx.runtime.explainer import load
+from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.preprocess import denormalise, prepare
 
 FloatArray = NDArray[np.float32]
@@ -66,11 +66,15 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_grid(
-    pictures: Mapping[str, Image.Image], maps: Mapping[str, Mapping[str, FloatArray]], path: Path
+    pictures: Mapping[str, Image.Image],
+    maps: Mapping[str, Mapping[str, FloatArray]],
+    path: Path,
+    width: float = 1.05,
 ) -> None:
-    """A row for each picture: itself, then its maps."""
+    """A row for each picture: itself, then its maps, each `width` inches wide."""
     columns = ["", *next(iter(maps.values()))]
-    figure = Figure(figsize=(1.05 * len(columns), 1.15 * len(pictures) + 0.1), layout="constrained")
+    size = (width * len(columns), (width + 0.1) * len(pictures) + 0.1)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(pictures), len(columns), squeeze=False)
     for row, (title, picture) in zip(axes, pictures.items(), strict=True):
         row[0].imshow(picture)
@@ -122,6 +126,17 @@ def draw_coverage(picture: Image.Image, explained: Any, plain: Any, path: Path) 
     save(figure, path)
 
 
+def photographs(explainer: Explainer) -> Iterator[tuple[str, FloatArray, int]]:
+    """A title, the (3,H,W) pixels and the likeliest class of each of `PHOTOGRAPHS`."""
+    from skimage import data
+
+    names = explainer.manifest.class_names
+    for name in PHOTOGRAPHS:
+        pixels = prepare(Image.fromarray(getattr(data, name)()), explainer.manifest).pixels
+        target = int(explainer.session.predict(pixels[None])[0].argmax())
+        yield f"{name}: {_short(names[target])}", pixels, target
+
+
 @click.command()
 @click.option("--bundle", required=True, type=click.Path(path_type=Path))
 @click.option("--model", "name", required=True, help="timm name of the same model.")
@@ -140,8 +155,6 @@ def main(
     out: Path,
 ) -> None:
     """Draw the figures."""
-    from skimage import data
-
     warnings.simplefilter("ignore")
     out.mkdir(parents=True, exist_ok=True)
     if records is not None:
@@ -150,19 +163,15 @@ def main(
     module, _ = timm_model(name, checkpoint)
     with load(bundle) as explainer:
         model = Model(module, explainer)
-        names = explainer.manifest.class_names
         pictures, maps = {}, {}
-        for photograph in track(PHOTOGRAPHS, "maps", transient=True):
-            prepared = prepare(Image.fromarray(getattr(data, photograph)()), explainer.manifest)
-            target = int(explainer.session.predict(prepared.pixels[None])[0].argmax())
-            title = f"{photograph}: {_short(names[target]) if names else target}"
-            pictures[title] = denormalise(prepared.pixels, explainer.manifest)
-            maps[title] = {m: method(m)(model, prepared.pixels, target) for m in methods.split(",")}
-            if photograph == PHOTOGRAPHS[0]:
+        for title, pixels, target in track(list(photographs(explainer)), "maps", transient=True):
+            pictures[title] = denormalise(pixels, explainer.manifest)
+            maps[title] = {m: method(m)(model, pixels, target) for m in methods.split(",")}
+            if len(maps) == 1:
                 draw_coverage(
                     pictures[title],
-                    explainer.explain(prepared.pixels, target),
-                    explainer.explain(prepared.pixels, target, coverage_correction=False),
+                    explainer.explain(pixels, target),
+                    explainer.explain(pixels, target, coverage_correction=False),
                     out / "coverage.jpg",
                 )
     draw_grid(pictures, maps, out / "methods.jpg")

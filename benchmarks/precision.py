@@ -71,7 +71,9 @@ def main(
         opened = {"fp32": stack.enter_context(open_graph(source))}
         for name in () if engines and not names else names or PRECISIONS:
             if not (speed and name == "bf16"):  # ONNX Runtime has no bfloat16 on a CPU
-                graph = _write(source, name, Path(scratch), encoder, runnable=speed)
+                graph = write_bundle(
+                    source, name, Path(scratch) / name, encoder, stand_in=not speed
+                )
                 opened[name] = stack.enter_context(open_graph(graph))
         for engine in engines:
             opened[engine] = stack.enter_context(load(bundle, engine))
@@ -100,15 +102,20 @@ def main(
     click.echo(json.dumps(report))
 
 
-def _write(source: Bundle, name: str, scratch: Path, encoder: str, *, runnable: bool) -> Bundle:
-    """The bundle in the precision `name`; its stand-in if it is not the real one that is timed."""
-    folder, beside = scratch / name, scratch / f"{name} beside"
-    folder.mkdir()
+def write_bundle(
+    source: Bundle, name: str, scratch: Path, encoder: str, *, stand_in: bool = True
+) -> Bundle:
+    """A float32 bundle in the precision `name`, made in the folder `scratch`.
+
+    With `stand_in`, what gives the same on a CPU: it tells values, not speed.
+    """
+    folder, beside = scratch / "bundle", scratch / "beside"
+    folder.mkdir(parents=True)
     beside.mkdir()
-    stand_in = write_reduced(AVAILABLE[name], source.path, folder, beside, encoder)
+    runnable = write_reduced(AVAILABLE[name], source.path, folder, beside, encoder)
     files = dict.fromkeys((MODEL_NAME, *[ENCODER_NAME] * (encoder == "fp32")), "")
     manifest = replace(source.manifest, precision=name, files=files)
-    return Bundle(folder if runnable else stand_in, manifest)
+    return Bundle(runnable if stand_in else folder, manifest)
 
 
 def _faithfulness(
