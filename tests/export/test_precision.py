@@ -290,6 +290,12 @@ def test_a_reduced_bundle_encodes_in_float32_and_scores_in_its_precision(
         told = [e.explain(images[0]).provenance for e in (reference, mixed, reduced)]
         assert [p["execution_precision"] for p in told] == ["fp32", "int8", "int8"]
         assert [p["encoder_precision"] for p in told] == ["fp32", "fp32", "int8"]
+    # The embedding of each bundle is that of the graph that encodes.
+    keys = ("embedding_rms_relative", "embedding_rms_relative_tolerance")
+    for key in keys:
+        assert int8.manifest.parity[key] == exact.manifest.parity[key]
+    assert same.manifest.parity[keys[1]] > exact.manifest.parity[keys[1]]
+    assert int8.manifest.parity["probabilities_max_abs"] > 1e-4
     assert not (same.path / "encoder.onnx").exists()
     with pytest.raises(InputError, match="encoder is 'int8', expected one of fp32, same"):
         export_model(module, tmp_path / "other", precision="int8", encoder="int8")
