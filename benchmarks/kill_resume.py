@@ -2,7 +2,8 @@
 
     python benchmarks/kill_resume.py SOURCE --bundle DIR [--kills 20] [--shard-size 4]
 
-Bounded in the number of runs; the last line is JSON.
+The moments are spread over the time of an undisturbed run, from its start on. Bounded in the number
+of runs; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import pyarrow.parquet
+
+from vitcx.evaluation.speed import describe_run
+
+PACKAGES = ("vitcx", "onnxruntime", "numpy", "pillow", "pyarrow")
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -43,12 +50,14 @@ def main() -> int:
         code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
         whole = time.perf_counter() - start
         kills = finished = 0
+        seconds: list[float] = []
         for _ in range(4 * arguments.kills):
             process = subprocess.Popen(
                 job(rough), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
+            moment = moments.uniform(0.05, 1.1) * whole
             try:
-                process.wait(moments.uniform(0.05, 1.1) * whole)
+                process.wait(moment)
                 finished += 1
                 # Done before it could be killed: take a shard away, so that there is work again.
                 moments.choice(sorted(rough.glob("part-*.parquet"))).unlink()
@@ -56,20 +65,29 @@ def main() -> int:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
+                seconds.append(round(moment, 2))
             if kills == arguments.kills:
                 break
         last = subprocess.run(job(rough), stdout=subprocess.DEVNULL).returncode
         same = shards(calm) == shards(rough)
+        rows = pyarrow.parquet.read_table(calm, columns=["index", "error"])
         report = {
-            "kills": kills,
-            "runs_that_finished_between": finished,
+            **describe_run(PACKAGES),
+            "model": json.loads((calm / "_job.json").read_text(encoding="utf-8"))["model"],
+            "pictures": len(set(rows["index"].to_pylist())),
+            "failed_pictures": len(rows) - rows["error"].null_count,
             "shards": len(shards(calm)),
-            "exit_codes": [code, last],
+            "kills": kills,
+            "seconds_before_kill": seconds,
+            "runs_that_finished_between": finished,
+            "exit_codes": {"undisturbed": code, "last": last},
             "byte_for_byte": same,
+            "left_behind": sorted(path.name for path in rough.glob(".*")),
             "undisturbed_s": round(whole, 1),
         }
     print(json.dumps(report))
-    return 0 if same and kills == arguments.kills else 1
+    whole_and_clean = same and not report["left_behind"] and code == last and code in (0, 2)
+    return 0 if whole_and_clean and kills == arguments.kills else 1
 
 
 if __name__ == "__main__":
