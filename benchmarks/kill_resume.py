@@ -2,8 +2,9 @@
 
     python benchmarks/kill_resume.py SOURCE --bundle DIR [--kills 20] [--shard-size 4]
 
-The moments are spread over the time of an undisturbed run, from its start on. Bounded in the number
-of runs; the last line is JSON.
+The moments are spread over the time that the run at hand would take, from its start on; when one ends
+before its moment, half of the shards are taken away, so that there is work again. Bounded in the
+number of runs; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -46,21 +47,27 @@ def main() -> int:
             words += ["--bundle", arguments.bundle, "--shard-size", str(arguments.shard_size)]
             return [*words, "--resume"]
 
-        start = time.perf_counter()
-        code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
-        whole = time.perf_counter() - start
+        def timed() -> tuple[float, int]:
+            start = time.perf_counter()
+            code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
+            return time.perf_counter() - start, code
+
+        whole, code = timed()
+        nothing, _ = timed()  # to do: what a run takes beside its shards
+        names = sorted(shards(calm))
         kills = finished = 0
         seconds: list[float] = []
         for _ in range(4 * arguments.kills):
+            missing = 1 - len(shards(rough)) / len(names)
+            moment = moments.uniform(0.05, 1.1) * (nothing + missing * (whole - nothing))
             process = subprocess.Popen(
                 job(rough), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            moment = moments.uniform(0.05, 1.1) * whole
             try:
                 process.wait(moment)
                 finished += 1
-                # Done before it could be killed: take a shard away, so that there is work again.
-                moments.choice(sorted(rough.glob("part-*.parquet"))).unlink()
+                for name in moments.sample(names, -(-len(names) // 2)):
+                    (rough / name).unlink()
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
