@@ -2,9 +2,9 @@
 
     python benchmarks/kill_resume.py SOURCE --bundle DIR [--kills 20] [--shard-size 4]
 
-The moments are spread over the time that the run at hand would take, from its start on; when one ends
-before its moment, half of the shards are taken away, so that there is work again. Bounded in the
-number of runs; the last line is JSON.
+The moments are spread over the time that the run at hand would take, from its start on; when one
+ends before its moment, half of the shards are taken away, so that there is work again. Bounded in
+the number of runs; the last line is JSON.
 """
 
 from __future__ import annotations

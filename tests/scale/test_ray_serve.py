@@ -43,7 +43,7 @@ from vitcx.serving.ray_app import build
 ray.init(num_cpus=1, include_dashboard=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 # Text, as `serve run` gives it.
-arguments = {"bundle": "demo", "engine": "onnxruntime", "threads": "1", "token": "s3cret"}
+arguments = {"bundle": "demo", "engine": "onnxruntime", "threads": "1"}
 serve.run(build(arguments), route_prefix="/")
 print("serving", flush=True)
 sys.stdin.readline()
@@ -73,6 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         **os.environ,
         MARK: mark,
         "PYTHONPATH": str(SOURCE),
+        "VITCX_TOKEN": "s3cret",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
