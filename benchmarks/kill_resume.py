@@ -2,7 +2,9 @@
 
     python benchmarks/kill_resume.py SOURCE --bundle DIR [--kills 20] [--shard-size 4]
 
-Bounded in the number of runs; the last line is JSON.
+The moments are spread over the time that the run at hand would take, from its start on; when one
+ends before its moment, half of the shards are taken away, so that there is work again. Bounded in
+the number of runs; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import pyarrow.parquet
+
+from vitcx.evaluation.speed import describe_run
+
+PACKAGES = ("vitcx", "onnxruntime", "numpy", "pillow", "pyarrow")
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -39,37 +47,54 @@ def main() -> int:
             words += ["--bundle", arguments.bundle, "--shard-size", str(arguments.shard_size)]
             return [*words, "--resume"]
 
-        start = time.perf_counter()
-        code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
-        whole = time.perf_counter() - start
+        def timed() -> tuple[float, int]:
+            start = time.perf_counter()
+            code = subprocess.run(job(calm), stdout=subprocess.DEVNULL).returncode
+            return time.perf_counter() - start, code
+
+        whole, code = timed()
+        nothing, _ = timed()  # to do: what a run takes beside its shards
+        names = sorted(shards(calm))
         kills = finished = 0
+        seconds: list[float] = []
         for _ in range(4 * arguments.kills):
+            missing = 1 - len(shards(rough)) / len(names)
+            moment = moments.uniform(0.05, 1.1) * (nothing + missing * (whole - nothing))
             process = subprocess.Popen(
                 job(rough), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             try:
-                process.wait(moments.uniform(0.05, 1.1) * whole)
+                process.wait(moment)
                 finished += 1
-                # Done before it could be killed: take a shard away, so that there is work again.
-                moments.choice(sorted(rough.glob("part-*.parquet"))).unlink()
+                for name in moments.sample(names, -(-len(names) // 2)):
+                    (rough / name).unlink()
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
+                seconds.append(round(moment, 2))
             if kills == arguments.kills:
                 break
         last = subprocess.run(job(rough), stdout=subprocess.DEVNULL).returncode
         same = shards(calm) == shards(rough)
+        rows = pyarrow.parquet.read_table(calm, columns=["index", "error"])
         report = {
-            "kills": kills,
-            "runs_that_finished_between": finished,
+            **describe_run(PACKAGES),
+            "model": json.loads((calm / "_job.json").read_text(encoding="utf-8"))["model"],
+            "pictures": len(set(rows["index"].to_pylist())),
+            "failed_pictures": len(rows) - rows["error"].null_count,
             "shards": len(shards(calm)),
-            "exit_codes": [code, last],
+            "kills": kills,
+            "seconds_before_kill": seconds,
+            "runs_that_finished_between": finished,
+            "exit_codes": {"undisturbed": code, "last": last},
             "byte_for_byte": same,
+            "left_behind": sorted(path.name for path in rough.glob(".*")),
             "undisturbed_s": round(whole, 1),
         }
     print(json.dumps(report))
-    return 0 if same and kills == arguments.kills else 1
+    whole_and_clean = same and not report["left_behind"] and code == last and code in (0, 2)
+    return 0 if whole_and_clean and kills == arguments.kills else 1
 
 
 if __name__ == "__main__":

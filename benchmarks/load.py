@@ -5,9 +5,11 @@
     python benchmarks/load.py malformed --bundle DIR [--count 1000]
 
 Every mode starts its own server process on 127.0.0.1, is bounded in count and time, and prints one
-line of JSON last. ``rates`` measures in turn, within each round, the bare engine (`predict` on the
-same number of rows), `explain` one by one (unpacked), `explain_many` (packed) and the server with
-1, 2, 4 and 8 clients: a machine's speed swings, so only figures of one round compare.
+line of JSON last, to be kept in ``benchmarks/results``. ``rates`` measures in turn, within each
+round, the bare engine (`predict` on the same number of rows), `explain` one by one (unpacked),
+`explain_many` (packed) and the server with 1, 2, 4 and 8 clients: a machine's speed swings, so only
+figures of one round compare. ``overload`` ends with exit code 1 if an accepted request has no
+answer, or any request another than 200 or 429.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ import numpy as np
 from PIL import Image
 
 import vitcx
+from vitcx.evaluation.speed import describe_run
 
 CLIENTS = (1, 2, 4, 8)
+PACKAGES = ("vitcx", "onnxruntime", "numpy", "fastapi", "uvicorn")
+MEMORY_EVERY_SECONDS = 5
 MOST_SECONDS = 900
 
 
@@ -113,6 +118,7 @@ def rates(arguments: argparse.Namespace) -> dict[str, Any]:
     median = {name: round(statistics.median(values), 2) for name, values in rows.items()}
     return {
         "mode": "rates",
+        **describe_run(PACKAGES),
         "pictures": len(files),
         "forward_passes": passes,
         "rows_per_second": median,
@@ -149,9 +155,20 @@ def send(client: httpx.Client, file: bytes) -> httpx.Response:
     return client.post("v1/explain", files={"image": ("p.jpg", file)})
 
 
-def resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def memory_mib(pid: int, what: str) -> float:
+    """A figure of a process's memory: VmRSS is what it has now, VmHWM the most it ever had."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(what + ":"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise ValueError(f"/proc/{pid}/status has no {what}")
+
+
+def figure(client: httpx.Client, name: str) -> float:
+    """One of the server's own figures."""
+    for line in client.get("metrics").text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[1])
+    raise ValueError(f"the server has no figure {name}")
 
 
 def overload(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -159,24 +176,31 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     files = pictures(16)
     seconds = min(arguments.seconds, MOST_SECONDS)
     codes: Counter[str] = Counter()
-    told: list[float] = []
+    refused: list[float] = []
     answered: list[float] = []
-    memory: list[float] = []
+    memory: list[tuple[float, float]] = []
+    without_retry_after = 0
     with serving(arguments.bundle, "--queue", str(arguments.queue)) as (url, pid):
         warm: list[float] = []
         capacity = len(files) / timed(lambda: through(url, files, 8, warm))
         limits = httpx.Limits(max_connections=256)
         rate = 4 * capacity
         with httpx.Client(base_url=url, timeout=120, trust_env=False, limits=limits) as client:
+            made_before = figure(client, "vitcx_explanations_total")
 
             def ask(i: int) -> None:
+                nonlocal without_retry_after
                 start = time.perf_counter()
                 try:
-                    code = str(send(client, files[i % len(files)]).status_code)
+                    answer = send(client, files[i % len(files)])
                 except httpx.HTTPError as error:
-                    code = type(error).__name__
-                codes[code] += 1
-                (answered if code == "200" else told).append(time.perf_counter() - start)
+                    codes[type(error).__name__] += 1
+                    return
+                codes[str(answer.status_code)] += 1
+                if answer.status_code == 429 and "Retry-After" not in answer.headers:
+                    without_retry_after += 1
+                took = time.perf_counter() - start
+                (answered if answer.status_code == 200 else refused).append(took)
 
             with ThreadPoolExecutor(200) as pool:
                 start = time.perf_counter()
@@ -185,22 +209,43 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
                     while sent < now * rate:
                         pool.submit(ask, sent)
                         sent += 1
-                    if len(memory) < now / 5:
-                        memory.append(round(resident_mib(pid), 1))
+                    if len(memory) <= now / MEMORY_EVERY_SECONDS:
+                        memory.append((round(now, 1), memory_mib(pid, "VmRSS")))
                     time.sleep(min(0.05, 1 / rate))
-            memory.append(round(resident_mib(pid), 1))
+            # The pool has ended: every request has its answer, or an error in `codes`.
+            took = time.perf_counter() - start
+            memory.append((round(took, 1), memory_mib(pid, "VmRSS")))
+            peak = memory_mib(pid, "VmHWM")
+            made = int(figure(client, "vitcx_explanations_total") - made_before)
+            left = int(figure(client, "vitcx_queue_depth"))
     third = max(1, len(memory) // 3)
+    others = {code: count for code, count in codes.items() if code not in ("200", "429")}
     return {
         "mode": "overload",
-        "seconds": seconds,
+        **describe_run(PACKAGES),
+        "seconds": round(took, 1),
+        "queue": arguments.queue,
         "capacity_per_s": round(capacity, 2),
         "sent_per_s": round(rate, 2),
         "sent": sent,
-        "answers": dict(codes),
+        "accepted": codes["200"],
+        "rejected": codes["429"],
+        "rejected_without_retry_after": without_retry_after,
+        "other_answers": others,
+        # Of what the server made, all arrived, and nothing is left inside.
+        "explanations_made": made,
+        "left_in_queue": left,
+        "every_accepted_answered": made == codes["200"] and not left and not others,
         "accepted_p50_p95_s": [round(percentile(answered, s), 3) for s in (50, 95)],
-        "refused_p50_p99_s": [round(percentile(told, s), 4) for s in (50, 99)],
-        "memory_mib_first_third": max(memory[:third]),
-        "memory_mib_last_third": max(memory[-third:]),
+        "refused_p50_p99_s": [round(percentile(refused, s), 4) for s in (50, 99)],
+        "memory_mib": {
+            "first": memory[0][1],
+            "last": memory[-1][1],
+            "peak": peak,
+            "most_in_first_third": max(mib for _, mib in memory[:third]),
+            "most_in_last_third": max(mib for _, mib in memory[-third:]),
+        },
+        "memory_mib_at_s": memory,
     }
 
 
@@ -301,8 +346,9 @@ def main() -> int:
     watchdog = threading.Timer(MOST_SECONDS + 300, lambda: os._exit(3))
     watchdog.daemon = True
     watchdog.start()
-    print(json.dumps(arguments.work(arguments)))
-    return 0
+    report = arguments.work(arguments)
+    print(json.dumps(report))
+    return 0 if report.get("every_accepted_answered", True) else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ Sources: Wang et al., "Score-CAM" (CVPRW 2020), as the ViT-CX paper adapts it; P
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,9 @@ from numpy.typing import NDArray
 from vitcx.kernels.blend import MASKED
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.estimators import Estimator, Scores
+
+if TYPE_CHECKING:  # settings knows the methods' names
+    from vitcx.runtime.settings import Settings
 
 FloatArray = NDArray[np.float32]
 
@@ -122,14 +127,36 @@ def occlusion_masks(occlusion: Occlusion, size: tuple[int, int]) -> FloatArray:
 
     The last square of each row and column touches the border, so that every pixel is covered.
     """
-    tops, lefts = (
-        sorted({*range(0, side - occlusion.window, occlusion.step), side - occlusion.window})
-        for side in size
-    )
+    tops, lefts = (_positions(occlusion, side) for side in size)
     masks = np.ones((len(tops) * len(lefts), *size), dtype=np.float32)
     for k, (top, left) in enumerate((top, left) for top in tops for left in lefts):
         masks[k, top : top + occlusion.window, left : left + occlusion.window] = 0
     return masks
+
+
+def _positions(occlusion: Occlusion, side: int) -> list[int]:
+    last = side - occlusion.window
+    return sorted({*range(0, last, occlusion.step), last})
+
+
+def mask_bytes(settings: Settings, size: tuple[int, int]) -> int:
+    """What the masks of a method that makes its own take, for a picture of (H, W) pixels.
+
+    Without making them. 0 for a method whose masks are the model's.
+
+    Raises
+    ------
+    InputError
+        As `occlusion_of`.
+    """
+    if settings.method == "occlusion":
+        occlusion = occlusion_of(settings.window, settings.step, size)
+        count = math.prod(len(_positions(occlusion, side)) for side in size)
+        return count * math.prod(size) * np.dtype(np.float32).itemsize
+    if settings.method in DEFAULT_RANDOM_MASKS:
+        count = settings.mask_count or DEFAULT_RANDOM_MASKS[settings.method]
+        return count * (RISE_CELLS * RISE_SHIFTS) ** 2 * np.dtype(np.float32).itemsize
+    return 0
 
 
 def _masked(scores: Scores, base: FloatArray) -> FloatArray:

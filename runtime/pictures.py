@@ -75,6 +75,11 @@ def _read_file(path: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Ima
         why = f" ({error})" if isinstance(path, Path) else ""
         reason = "is a folder" if is_folder else f"is not a picture that can be read{why}"
         raise InputError(f"{name} {reason}") from None
+    if image.format == "EPS":
+        image.close()
+        raise InputError(
+            f"{name} is PostScript, a program and not a picture: save it as PNG or JPEG"
+        )
     with image:
         return _as_rgb(image, name, max_pixels)
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def test_lists_bring_targets_and_boxes(pictures: Path, tmp_path: Path, bundle: s
     assert [item.target for item in list_items(str(tmp_path / "list.parquet"))] == ["cat", 3]
 
 
+def test_a_parquet_list_in_which_targets_are_missing_or_are_no_classes(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    paths = ["a.png", "b.png", "c.png"]
+    pd.DataFrame({"path": paths, "target": [3, None, 0]}).to_parquet(path)  # floats, for pandas
+    assert [item.target for item in list_items(str(path))] == [3, None, 0]
+    for wrong in (b"cat", 1.5, True):
+        pd.DataFrame({"path": paths, "target": [wrong] * 3}).to_parquet(path)
+        with pytest.raises(InputError, match=r"row 1 of .* has a target that is neither"):
+            list_items(str(path))
+
+
 def test_webdataset_shards(pictures: Path, tmp_path: Path, bundle: str) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as archive:
@@ -159,9 +171,57 @@ def test_a_damaged_or_lost_shard_is_made_again(pictures: Path, tmp_path: Path, b
     (out / "part-00001.parquet").write_bytes(whole["part-00001.parquet"][:100])
     (out / "part-00003.parquet").unlink()
     (out / ".part-00003.abc.parquet").write_bytes(b"left behind")
+    (out / "._job.abc.json").write_bytes(b"left behind")
     assert main(arguments(pictures, out, bundle, "--shard-size", "5", "--resume")) == 2
     assert contents(out) == whole
-    assert not list(out.glob(".part*"))
+    assert not list(out.glob(".*"))
+
+
+def test_overlays_within_the_source_are_no_new_pictures(tmp_path: Path, bundle: str) -> None:
+    for i in range(4):
+        Image.fromarray(random_picture(i)).save(tmp_path / f"{i}.png")
+    more = ("--overlays", "--shard-size", "2", "--json")
+    for source, out in ((tmp_path, tmp_path / "out"), (tmp_path / "**" / "*.png", tmp_path / "a")):
+        assert main(arguments(source, out, bundle, *more)) == 0
+        whole = contents(out)
+        (out / "part-00001.parquet").unlink()
+        assert main(arguments(source, out, bundle, *more, "--resume")) == 0
+        assert contents(out) == whole
+        shutil.rmtree(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_file_name_of_any_bytes_and_any_length_is_a_row(tmp_path: Path, bundle: str) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"line\nbreak.png", b"l" * 251 + b".png"):
+        with open(bytes(folder) + b"/" + name, "wb") as file:  # noqa: PTH123
+            Image.fromarray(random_picture(0)).save(file, "png")
+    (folder / os.fsdecode(b"bad\xff.png")).write_bytes(b"not a picture")
+    assert main(arguments(folder, tmp_path / "out", bundle, "--overlays")) == 2
+    frame = pd.read_parquet(tmp_path / "out")
+    assert [Path(path).name for path in frame.path][:2] == [r"bad\udcff.png", r"caf\udce9.png"]
+    assert list(frame.error.isna()) == [False, True, True, True]
+    assert len(list((tmp_path / "out" / "_overlays").iterdir())) == 3
+
+
+def test_the_description_is_on_the_disk_before_any_shard(
+    pictures: Path, tmp_path: Path, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut cannot be made here: what is flushed is watched instead."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def watched(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        real(handle)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc: what a file descriptor stands for cannot be told")
+    monkeypatch.setattr(os, "fsync", watched)
+    main(arguments(pictures / "0[0-3].png", tmp_path / "out", bundle))
+    kinds = [name.partition(".")[2].partition(".")[0] or name for name in flushed]
+    assert kinds == ["_job", "out", "part-00000", "out"]
 
 
 def test_a_full_disk_is_said_and_the_job_goes_on_later(

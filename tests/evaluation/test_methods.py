@@ -9,10 +9,12 @@ from vitcx.runtime.masks import vit_masks
 from vitcx.runtime.methods import (
     RISE_CELLS,
     RISE_SHIFTS,
+    mask_bytes,
     occlusion_masks,
     occlusion_of,
     random_masks,
 )
+from vitcx.runtime.settings import Settings
 
 SIZE = (28, 28)
 
@@ -130,3 +132,13 @@ def test_the_default_square_is_a_seventh():
     occlusion = occlusion_of(None, None, (224, 288))
     assert (occlusion.window, occlusion.step) == (32, 16)
     assert occlusion_masks(occlusion, (224, 288)).shape == (13 * 17, 224, 288)
+
+
+@pytest.mark.parametrize(("window", "step"), [(None, None), (5, 3), (1, 1), (32, 32)])
+def test_the_size_of_masks_is_known_before_they_are_made(window, step):
+    size = (32, 40)
+    occlusion = Settings(0.1, method="occlusion", window=window, step=step)
+    made = occlusion_masks(occlusion_of(window, step, size), size)
+    assert mask_bytes(occlusion, size) == made.nbytes
+    assert mask_bytes(Settings(0.1, method="rise", mask_count=7), size) == random_masks(7, 0).nbytes
+    assert mask_bytes(Settings(0.1), size) == 0

@@ -13,6 +13,7 @@ from vitcx.runtime import pictures
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.pictures import (
     ArrayFile,
+    EncodedPicture,
     as_host_array,
     from_uint8_array,
     is_array_like,
@@ -234,3 +235,15 @@ def test_array_files(tmp_path):
         ArrayFile(path).read()
     with pytest.raises(InputError, match="no array file"):
         ArrayFile(tmp_path / "missing.npy").read()
+
+
+def test_postscript_is_refused_and_never_run(tmp_path, monkeypatch):
+    def run(*given, **named):
+        raise AssertionError("Ghostscript was asked for")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, "eps")
+    for source in (path, EncodedPicture("a.jpg", path.read_bytes)):
+        with pytest.raises(InputError, match="PostScript"):
+            read_picture(source)

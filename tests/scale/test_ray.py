@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,3 +95,19 @@ def test_ray_writes_the_same_shards(tmp_path: Path, kill: bool, monkeypatch) -> 
             assert len(contents(out)) < 20, "the job had ended before the worker was killed"
         assert job.wait(240) == 0, job.stdout.read()
     assert contents(out) == contents(tmp_path / "local")
+
+
+def test_what_a_worker_says_is_one_line(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(random_picture(0)).save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_overlays").write_text("a file where a folder is wanted")
+    words = [str(tmp_path / "pictures"), "--bundle", str(tmp_path / "bundle"), "--overlays"]
+    words += ["--engine", "onnxruntime", "--threads", "1", "--ray", "--out", str(tmp_path / "out")]
+    with running(words) as job:
+        said = job.communicate(timeout=240)[0]
+    assert job.returncode == 1, said
+    assert "Traceback" not in said
+    assert re.match(r"vitcx: shard 0 failed: \[Errno \d+\]", said.splitlines()[-1]), said
+    assert "DeprecationWarning" not in said

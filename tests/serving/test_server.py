@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,6 +26,7 @@ from PIL import Image
 
 import vitcx
 from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
+from vitcx.runtime.errors import InputError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -118,6 +120,13 @@ def test_json_png_and_npz(client) -> None:
         ({"image": base64.b64encode(png()).decode(), "settings": {"seed": -1}}, "seed"),
         ({"image": base64.b64encode(png()).decode(), "settings": {"sed": 1}}, "sed"),
         ({"image": base64.b64encode(png()).decode(), "settings": [1]}, "settings"),
+        (
+            {
+                "image": base64.b64encode(png()).decode(),
+                "settings": {"method": "rise", "mask_count": 10**9},
+            },
+            "MiB",
+        ),
         ({"image": base64.b64encode(png()).decode(), "masks": -1}, "masks"),
         ({"image": base64.b64encode(png()).decode(), "strength": "x"}, "strength"),
         ({"image": base64.b64encode(png()).decode(), "more": 1}, "more"),
@@ -199,6 +208,30 @@ def test_body_and_pixel_limits(bundle: str) -> None:
         assert "5,000 pixels" in wide.json()["error"]
 
 
+def test_the_limit_of_targets_holds_for_every_route(bundle: str) -> None:
+    from vitcx.serving.app import make_app
+    from vitcx.serving.desk import Limits
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as here:
+            return [
+                (
+                    await here.post(
+                        "v1/explain", files={"image": png()}, data={"targets": json.dumps(targets)}
+                    )
+                ).status_code
+                for targets in ([0, 1], [0, 1, 2], "top3")
+            ]
+
+    with vitcx.load(bundle, "onnxruntime", 1, 8) as explainer:
+        app = make_app(explainer, Limits(targets=2))
+        try:
+            assert asyncio.run(ask()) == [200, 400, 400]
+        finally:
+            app.state.desk.close()
+
+
 HEAVY = {"cluster_masks": "none", "estimator": "antithetic"}
 
 
@@ -244,6 +277,24 @@ def test_a_slow_sender_does_not_hold_a_place(bundle: str) -> None:
             slow.sendall(f"{head}Content-Length: 100\r\n\r\nabc".encode())
             assert b" 408 " in slow.recv(1000)
         assert client.post("v1/explain", files={"image": png()}).status_code == 200
+
+
+def test_a_client_that_goes_away_while_it_sends_is_no_error_of_the_server(bundle: str) -> None:
+    with serving(bundle) as (process, client):
+        address = (client.base_url.host, client.base_url.port)
+        for kind in ("image/png", "application/json", "multipart/form-data; boundary=b"):
+            with socket.create_connection(address, TIMEOUT) as leaving:
+                head = f"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                leaving.sendall(f"{head}Content-Length: 100\r\n\r\n--b\r\n".encode())
+                time.sleep(0.2)  # the server waits for the rest
+        counted = 'vitcx_rejects_total{reason="client_gone"} 3.0'
+        end = time.monotonic() + TIMEOUT
+        while counted not in client.get("metrics").text:
+            assert time.monotonic() < end, client.get("metrics").text
+            time.sleep(0.05)
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        assert "Traceback" not in process.stdout.read()
 
 
 def test_stopping_answers_what_was_accepted(bundle: str) -> None:
@@ -312,6 +363,20 @@ def test_open_inference_refuses_in_a_sentence(client, body: bytes) -> None:
     answer = client.post("v2/models/tiny/infer", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]
+
+
+def test_an_answer_of_too_many_maps_is_refused_before_it_is_made() -> None:
+    from vitcx.serving.open_inference import decode
+
+    def body(images: int, targets: int) -> bytes:
+        pixels = {"name": "images", "datatype": "FP32", "shape": [images, 3, 1, 1]}
+        classes = {"name": "targets", "datatype": "INT64", "shape": [targets]}
+        inputs = [pixels | {"data": [0] * 3 * images}, classes | {"data": [0] * targets}]
+        return json.dumps({"inputs": inputs}).encode()
+
+    assert len(decode(body(64, 4), None).images) == 64
+    with pytest.raises(InputError, match="64 images times 5 targets: at most 256"):
+        decode(body(64, 5), None)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rich.progress import TextColumn, TimeElapsedColumn
 from vitcx.commands.explain import parse_targets
 from vitcx.commands.options import engine_options, setting_options
 from vitcx.commands.progress import progress_bar
-from vitcx.dataset.job import Job, Output
+from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
 from vitcx.dataset.sources import list_items
@@ -71,7 +71,7 @@ def command(
     0 if every picture was explained, 2 if some were not.
     """
     import_pyarrow()
-    items = list_items(source)
+    items = list_items(source, apart_from=out / OVERLAYS_NAME)
     output = Output(resolution, dtype, shard_size, overlays)
     wanted = parse_targets(targets)
     start = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vitcx.runtime.explanation import Explanation
 # Readers of Parquet folders pass over names that begin with an underscore.
 JOB_NAME, OVERLAYS_NAME = "_job.json", "_overlays"
 JOB_SCHEMA = 1
+MOST_STEM_BYTES = 180
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,17 @@ class Job:
             for _, item in numbered
         )
         rows: list[dict[str, Any]] = []
-        results = self._explainer.explain_requests(requests)
-        for (index, item), result in zip(numbered, results, strict=True):
-            if self._output.overlays and isinstance(result, Explanation):
-                self._write_overlays(index, item, result)
-            rows += rows_of(index, item, result, self._output.resolution, self._output.dtype)
-            progress()
+        # Closed also when an overlay cannot be written: its threads use the engine.
+        with closing(self._explainer.explain_requests(requests)) as results:
+            for (index, item), result in zip(numbered, results, strict=True):
+                if self._output.overlays and isinstance(result, Explanation):
+                    self._write_overlays(index, item, result)
+                rows += rows_of(index, item, result, self._output.resolution, self._output.dtype)
+                progress()
         write_shard(self.shard_path(shard), rows, self._output.dtype)
 
     def _write_overlays(self, index: int, item: Item, result: Explanation) -> None:
-        name = f"{index:08d}_{Path(item.path).stem}"
+        name = f"{index:08d}_{_shown(Path(item.path).stem)}"
         for i, target in enumerate(result.targets):
             end = "" if i == 0 else f".{target}"
             with replacing(self._out / OVERLAYS_NAME / f"{name}{end}.png") as path:
@@ -176,11 +179,13 @@ class Job:
             raise InputError(f"'{self._out}' holds shards but no {JOB_NAME}: give another --out")
         for left in [
             *self._out.glob(".part-*.parquet"),
+            *self._out.glob("._job.*.json"),
             *self._out.glob(f"{OVERLAYS_NAME}/.*.png"),
         ]:
             left.unlink(missing_ok=True)
         if not path.exists():
-            with replacing(path) as temporary:
+            # Shards without it cannot be gone on with: it must not be lost after they are made.
+            with replacing(path, durable=True) as temporary:
                 text = json.dumps(description, indent=2, ensure_ascii=False)
                 temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -200,6 +205,13 @@ class Job:
             "engine": explainer.session.engine,
             "batch_size": explainer.session.batch_size,
         }
+
+
+def _shown(stem: str) -> str:
+    """A picture's name as part of another file's: a tar member may be called anything."""
+    printable = "".join(c if c.isprintable() else "_" for c in stem)
+    # Most file systems take 255 bytes; the index, the target and a temporary name need some.
+    return printable.encode()[:MOST_STEM_BYTES].decode(errors="ignore")
 
 
 def _read_description(path: Path) -> dict[str, Any]:

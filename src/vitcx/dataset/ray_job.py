@@ -8,13 +8,16 @@ output folder and the source must be visible to every node.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vitcx.dataset.job import Job, Output, Summary
 from vitcx.dataset.shards import errors_in
 from vitcx.dataset.sources import Item
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
 
@@ -23,17 +26,33 @@ RETRIES = 5
 
 
 class _ShardWriter:
-    """An actor: an explainer that stays, and writes the shards it is given."""
+    """An actor: an explainer that stays, and writes the shards it is given.
+
+    What goes wrong is handed back as text: of an exception, Ray would make pages.
+    """
 
     def __init__(self, load_with: dict[str, Any], job_with: dict[str, Any]) -> None:
-        self._job = Job(load(**load_with), **job_with, attach=True)
+        self._job: Job | None = None
+        try:
+            self._job = Job(load(**load_with), **job_with, attach=True)
+        except Exception as error:
+            self._problem = first_line(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for shard in batch["id"]:
+        shards = [int(shard) for shard in batch["id"]]
+        return {"shard": shards, "problem": [self._write(shard) for shard in shards]}
+
+    def _write(self, shard: int) -> str:
+        """Write a shard; gives what went wrong, or "" if nothing did."""
+        if self._job is None:
+            return self._problem
+        try:
             # It may be there: a worker can die between writing and reporting.
-            if not self._job.is_done(int(shard)):
-                self._job.run_shard(int(shard))
-        return {"shard": batch["id"]}
+            if not self._job.is_done(shard):
+                self._job.run_shard(shard)
+        except Exception as error:
+            return first_line(error)
+        return ""
 
 
 def run_on_ray(
@@ -54,10 +73,16 @@ def run_on_ray(
     job_with : ``items``, ``out``, ``output``, ``targets`` and settings, in each actor.
     workers : the least and the most actors.
     gpus_per_worker : of each actor; without, it takes one CPU.
+
+    Raises
+    ------
+    ChildProcessError
+        If a worker failed, with what it said; the shards that are written stay.
     """
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ImportError:
         raise MissingExtraError("'vitcx dataset --ray'", "ray", "ray") from None
     missing: list[int] = []
@@ -71,21 +96,36 @@ def run_on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         resources: dict[str, Any] = {"num_gpus": gpus_per_worker} if gpus_per_worker else {}
-        done = ray.data.from_items([{"id": shard} for shard in missing]).map_batches(
-            _ShardWriter,
-            fn_constructor_args=(load_with, job_with),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
-            num_cpus=1,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            **resources,
-        )
-        for row in done.iter_rows():
-            progress(len(job.items_of(int(row["shard"]))), True)
+        work = ray.data.from_items([{"id": shard} for shard in missing])
+        with _known_deprecation():
+            done = work.map_batches(
+                _ShardWriter,
+                fn_constructor_args=(load_with, job_with),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
+                num_cpus=1,
+                max_restarts=RETRIES,
+                max_task_retries=RETRIES,
+                **resources,
+            )
+        try:
+            for row in done.iter_rows():
+                if row["problem"]:
+                    raise ChildProcessError(f"shard {row['shard']} failed: {row['problem']}")
+                progress(len(job.items_of(int(row["shard"]))), True)
+        except ray.exceptions.RayError as error:
+            raise ChildProcessError(f"Ray gave up: {first_line(error)}") from None
     failed = sum(errors_in(job.shard_path(shard)) for shard in range(job.shard_count))
     total = sum(len(job.items_of(shard)) for shard in range(job.shard_count))
     return Summary(total, total - failed, failed, already, job.shard_count)
+
+
+@contextlib.contextmanager
+def _known_deprecation() -> Iterator[None]:
+    """Ray takes the limits of retries under names that it means to drop, and has no others yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        yield
 
 
 def job_arguments(

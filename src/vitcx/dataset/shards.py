@@ -5,7 +5,6 @@ What is written is a function of the rows alone: no clock, host name or random n
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,11 @@ def rows_of(
     index: int, item: Item, result: Explanation | Exception, resolution: str, dtype: str
 ) -> list[dict[str, Any]]:
     """The rows of one picture: one for each target, or one with an error."""
-    common = {"index": index, "path": item.path, "box": list(item.box) if item.box else None}
+    path = as_text(item.path)
+    common = {"index": index, "path": path, "box": list(item.box) if item.box else None}
     if isinstance(result, Exception):
         text = " ".join(str(result).split()) or type(result).__name__
-        return [{**common, "error": text}]
+        return [{**common, "error": as_text(text)}]
     rows = []
     for i, target in enumerate(result.targets):
         saliency = result.saliency[i]
@@ -89,6 +89,11 @@ def rows_of(
     return rows
 
 
+def as_text(name: str) -> str:
+    """A file name as Parquet takes it: bytes that are not UTF-8 are shown as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def at_patches(saliency: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
     """The mean of a (H,W) map over each patch: (h,w) float32."""
     image = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32))
@@ -99,10 +104,8 @@ def write_shard(path: Path, rows: list[dict[str, Any]], dtype: str) -> None:
     """Write a shard, whole or not at all, also through a loss of power."""
     pa, parquet = import_pyarrow()
     table = pa.Table.from_pylist(rows, schema=schema(dtype))
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
 
 
 def pictures_in(path: Path) -> int | None:

@@ -10,6 +10,7 @@ import csv
 import glob
 import hashlib
 import json
+import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", 
 _PATH_COLUMNS = ("path", "file", "image", "filename")
 _TARGET_COLUMNS = ("target", "class_index", "label", "class")
 _BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+MOST_DIGITS = 18  # of a class index: Python refuses to read thousands
+# Of a picture in a tar archive, which is read as a whole: an archive may claim any size.
+MOST_MEMBER_BYTES = 256 << 20
 
 Box = tuple[float, float, float, float]
 
@@ -39,6 +43,7 @@ class Item:
     box : (x0, y0, x1, y1) in pixels of the picture, or None.
     member : (archive, offset, size) of a tar member.
     root : the folder that a relative `path` is relative to; "" is the working folder.
+    problem : why the picture is not read at all; "" where it is.
     """
 
     path: str
@@ -46,9 +51,12 @@ class Item:
     box: Box | None = None
     member: tuple[str, int, int] | None = None
     root: str = ""
+    problem: str = ""
 
     def picture(self) -> Path | EncodedPicture:
         """What `Explainer.request` takes."""
+        if self.problem:
+            return EncodedPicture(self.path, partial(_refuse, f"'{self.path}' {self.problem}"))
         if self.member is None:
             return Path(self.root, self.path)
         return EncodedPicture(self.path, partial(_read_member, *self.member))
@@ -63,7 +71,7 @@ def digest_of(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
-def list_items(source: str) -> list[Item]:
+def list_items(source: str, apart_from: Path | None = None) -> list[Item]:
     """The pictures of a source, in order.
 
     Parameters
@@ -71,6 +79,7 @@ def list_items(source: str) -> list[Item]:
     source : a folder (all pictures below it), a glob pattern (``**`` for any depth), a .csv or
         .parquet list with a column ``path`` (or file, image, filename) and, if wanted, ``target``
         and ``x0, y0, x1, y1``, or one or more WebDataset .tar shards (a pattern may name many).
+    apart_from : a folder that a search passes over: the job's own overlays are no new pictures.
 
     Raises
     ------
@@ -79,13 +88,16 @@ def list_items(source: str) -> list[Item]:
     """
     path = Path(source)
     if path.is_dir():
-        items = [Item(str(p)) for p in sorted(path.rglob("*")) if _is_picture(p)]
+        found = [
+            p for p in sorted(path.rglob("*")) if _is_picture(p) and not _inside(p, apart_from)
+        ]
+        items = [Item(str(p)) for p in found]
     elif path.is_file():
         items = _from_file(path)
     else:
         # Path.glob takes no absolute pattern.
         names = sorted(glob.glob(source, recursive=True))  # noqa: PTH207
-        found = [Path(name) for name in names]
+        found = [p for p in map(Path, names) if not _inside(p, apart_from)]
         if not found:
             raise InputError(f"no folder, file or pattern '{source}' matches anything")
         items = [item for p in found if p.is_file() for item in _from_file(p, one_of_many=True)]
@@ -94,6 +106,10 @@ def list_items(source: str) -> list[Item]:
             f"'{source}' holds no pictures: looked for {', '.join(sorted(PICTURE_SUFFIXES))}"
         )
     return items
+
+
+def _inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.absolute().is_relative_to(folder.absolute())
 
 
 def _is_picture(path: Path) -> bool:
@@ -153,10 +169,18 @@ def _from_rows(rows: list[Mapping[str, Any]] | list[dict[str, Any]], path: Path)
         if not where:
             raise InputError(f"row {number} of '{path}' has no {path_column}")
         target = row[target_column] if target_column else None
+        if isinstance(target, float):
+            # A column of whole numbers in which some are missing is one of floats.
+            target = None if math.isnan(target) else int(target) if target % 1 == 0 else target
         if target == "":
             target = None
-        if isinstance(target, str) and target.strip().isdecimal():
+        if isinstance(target, str) and target.strip().isdecimal() and len(target) <= MOST_DIGITS:
             target = int(target)
+        if isinstance(target, bool) or not isinstance(target, int | str | None):
+            raise InputError(
+                f"row {number} of '{path}' has a {target_column} that is neither an index nor a "
+                f"name: {target!r:.100}"
+            )
         try:
             edges = [float(row[name]) for name in _BOX_COLUMNS] if boxed else None
         except (TypeError, ValueError):
@@ -168,12 +192,17 @@ def _from_rows(rows: list[Mapping[str, Any]] | list[dict[str, Any]], path: Path)
 
 
 def _from_tar(path: Path) -> Iterator[Item]:
-    """Samples of a WebDataset shard: files that share a name up to the first dot."""
+    """Samples of a WebDataset shard: files that share a name up to the first dot.
+
+    Nothing is extracted: a picture is a place in the archive, and its name is only a name.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
             key, sample = "", dict[str, tarfile.TarInfo]()
             for member in archive:
-                if not member.isfile():
+                if member.size < 0:  # the next header would lie before this one, for ever
+                    raise tarfile.ReadError("a member of negative size")
+                if not (member.isfile() or member.issym() or member.islnk()):
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
@@ -183,8 +212,35 @@ def _from_tar(path: Path) -> Iterator[Item]:
                     key, sample = member_key, {}
                 sample[extension.lower()] = member
             yield from _sample(archive, path, sample)
-    except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"'{path}' is not an uncompressed tar archive ({error})") from None
+            _check_end(archive)
+    # What tarfile raises beside its own errors comes of numbers and names that no tar writer makes.
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        why = str(error) or type(error).__name__
+        raise InputError(
+            f"'{path}' is not an uncompressed tar archive, or it is damaged ({why})"
+        ) from None
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive that does not end in a block of zeros.
+
+    tarfile takes a damaged header after the first for the end, and an archive that was cut short
+    between two members too: what comes after would be lost without a word.
+    """
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(
+            f"at byte {archive.offset} there is neither a member nor the archive's end"
+        )
 
 
 def _sample(
@@ -196,14 +252,30 @@ def _sample(
     if picture is None:
         return
     target: int | str | None = None
-    if "cls" in sample and (file := archive.extractfile(sample["cls"])) is not None:
+    label = sample.get("cls")
+    if label and _whole(label) and (file := archive.extractfile(label)) is not None:
         text = file.read(1000).decode("utf-8", "replace").strip()
-        target = int(text) if text.isdecimal() else text or None
+        index = text.isdecimal() and len(text) <= MOST_DIGITS
+        target = int(text) if index else text or None
+    problem = ""
+    if not _whole(picture):
+        problem = "is a link or a sparse file in the archive: put the picture itself there"
+    elif picture.size > MOST_MEMBER_BYTES:
+        problem = f"has {picture.size} bytes, more than {MOST_MEMBER_BYTES}"
     place = (str(path), picture.offset_data, picture.size)
-    yield Item(f"{path}/{picture.name}", target, None, place)
+    yield Item(f"{path}/{picture.name}", target, None, place, problem=problem)
+
+
+def _whole(member: tarfile.TarInfo) -> bool:
+    """Whether the member's bytes lie in the archive in one piece, as they are."""
+    return member.isfile() and not member.issparse()
 
 
 def _read_member(archive: str, offset: int, size: int) -> bytes:
     with Path(archive).open("rb") as file:
         file.seek(offset)
         return file.read(size)
+
+
+def _refuse(problem: str) -> bytes:
+    raise InputError(problem)

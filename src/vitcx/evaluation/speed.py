@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,20 @@ def describe_machine() -> dict[str, Any]:
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": available_cores(),
         "system": platform.platform(),
+    }
+
+
+def describe_run(packages: Sequence[str]) -> dict[str, Any]:
+    """What a result is recorded with: date, machine, versions, and the command, paths by name."""
+    words = [Path(word).name or word for word in sys.argv]
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *words]),
+        "machine": describe_machine(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages},
+        },
     }
 
 

@@ -14,6 +14,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
@@ -21,7 +22,14 @@ from vitcx.serving import open_inference
 from vitcx.serving.answers import JSON, NPZ, PNG, choose_kind, render
 from vitcx.serving.desk import Desk, Limits, Refused
 from vitcx.serving.guard import Guard
-from vitcx.serving.reading import INCLUDES, SETTING_NAMES, before, check_targets, read_asked
+from vitcx.serving.reading import (
+    INCLUDES,
+    SETTING_NAMES,
+    before,
+    check_targets,
+    make_request,
+    read_asked,
+)
 
 log = logging.getLogger("vitcx")
 
@@ -184,10 +192,7 @@ def _add_open_inference(app: FastAPI, desk: Desk, model: str) -> None:
             header = http.headers.get("inference-header-content-length")
             call = await run_in_threadpool(open_inference.decode, body, header)
             targets = check_targets(call.targets, limits.targets)
-            if unknown := call.settings.keys() - SETTING_NAMES:
-                names = ", ".join(sorted(name[:50] for name in unknown))
-                raise InputError(f"there is no setting called {names}")
-            requests = [explainer.request(i, targets, **call.settings) for i in call.images]
+            requests = [make_request(explainer, i, targets, call.settings) for i in call.images]
             results = await desk.explain(requests, deadline, _gone(http))
             answer, head = await run_in_threadpool(open_inference.encode, model, call, results)
         headers = {} if head is None else {"Inference-Header-Content-Length": str(head)}
@@ -224,6 +229,11 @@ def _handle_errors(app: FastAPI, desk: Desk) -> None:
     async def bad_input(http: HttpRequest, error: InputError) -> Response:
         desk.note_reject("bad_input")
         return answer(400, str(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(http: HttpRequest, error: ClientDisconnect) -> Response:
+        desk.note_reject("client_gone")
+        return answer(499, "the client has gone")  # nobody hears it
 
     @app.exception_handler(HTTPException)
     async def by_framework(http: HttpRequest, error: HTTPException) -> Response:

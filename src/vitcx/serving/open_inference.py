@@ -20,6 +20,8 @@ from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
 
 MOST_IMAGES = 64
+# Images times targets of one request: the answer holds a map for each, as text if that is wanted.
+MOST_MAPS = 256
 _DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "INT64": np.dtype("<i8"),
@@ -93,6 +95,8 @@ def decode(body: bytes, header_length: str | None) -> Call:
         raise InputError(f"give 1 to {MOST_IMAGES} images in a request")
     if targets is not None and (targets.ndim != 1 or targets.dtype.kind != "i"):
         raise InputError("the input 'targets' is not INT64 (T)")
+    if targets is not None and len(images) * len(targets) > MOST_MAPS:
+        raise InputError(f"{len(images)} images times {len(targets)} targets: at most {MOST_MAPS}")
     parameters = head.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise InputError("'parameters' is not an object")

@@ -8,6 +8,7 @@ room for, it refuses with 429, as the single server does.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vitcx.runtime.errors import MissingExtraError
@@ -20,13 +21,15 @@ def build(arguments: dict[str, Any]) -> Any:
     ----------
     arguments : ``bundle``, ``engine``, ``threads``, ``batch_size`` as for `vitcx.load`; ``queue``,
         of each replica; ``num_gpus`` and ``num_cpus`` of each; ``min_replicas``, ``max_replicas``;
-        ``token``. Values may be text, as `serve run` gives them.
+        ``token``; without it, ``VITCX_TOKEN`` of the process that builds. Values may be text, as
+        `serve run` gives them.
     """
     try:
         from ray import serve
     except ImportError:
         raise MissingExtraError("'vitcx.serving.ray_app'", "ray", "ray") from None
     queue = int(arguments.get("queue", 64))
+    token = arguments.get("token") or os.environ.get("VITCX_TOKEN")
 
     def make() -> Any:
         from vitcx.runtime.explainer import load
@@ -36,7 +39,7 @@ def build(arguments: dict[str, Any]) -> Any:
         threads, rows = (int(arguments.get(k) or 0) or None for k in ("threads", "batch_size"))
         bundle, engine = arguments.get("bundle", "demo"), arguments.get("engine", "auto")
         explainer = load(bundle, engine, threads, rows)
-        return make_app(explainer, Limits(queue=queue), arguments.get("token"))
+        return make_app(explainer, Limits(queue=queue), token)
 
     @serve.deployment(
         ray_actor_options={

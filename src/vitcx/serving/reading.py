@@ -13,13 +13,19 @@ from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.methods import mask_bytes
 from vitcx.runtime.pictures import EncodedPicture
 from vitcx.runtime.settings import Request, Settings
 from vitcx.serving.desk import Limits, Refused
+from vitcx.serving.guard import BodyTooLarge
 
+# RISE's own 4,000 masks take 12 MB; occlusion by single pixels would take gigabytes, and minutes of
+# a thread that nothing can stop.
+MOST_MASK_BYTES = 256 << 20
 SETTING_NAMES = frozenset(field.name for field in fields(Settings))
 INCLUDES = ("saliency", "heatmap", "masks", "colors")
 _T = TypeVar("_T")
@@ -73,15 +79,16 @@ async def read_asked(
         )
     if not data:
         raise InputError("the picture is empty")
-    return _asked(EncodedPicture("image", lambda: data, limits.pixels), fields_given, explainer)
+    picture = EncodedPicture("image", lambda: data, limits.pixels)
+    return _asked(picture, fields_given, explainer, limits)
 
 
 async def _read_form(http: HttpRequest) -> tuple[bytes, dict[str, Any]]:
     try:
         form = await http.form(max_files=1, max_fields=20)
-    except Exception as error:  # the parser's own errors and Starlette's have no common base
-        if type(error).__name__ == "BodyTooLarge":
-            raise
+    except (BodyTooLarge, ClientDisconnect):
+        raise
+    except Exception:  # the parser's own errors and Starlette's have no common base
         raise InputError("the form cannot be parsed: send a file 'image' and text fields") from None
     async with http.form() as form:
         upload = form.get("image")
@@ -116,12 +123,12 @@ def _json_object(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _asked(picture: EncodedPicture, given: dict[str, Any], explainer: Explainer) -> Asked:
+def _asked(
+    picture: EncodedPicture, given: dict[str, Any], explainer: Explainer, limits: Limits
+) -> Asked:
     settings = given.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise InputError("'settings' is not an object")
-    if unknown := sorted(str(name)[:50] for name in settings.keys() - SETTING_NAMES):
-        raise InputError(f"there is no setting called {', '.join(unknown)}")
     targets = given.pop("targets", None)
     include = given.pop("include", None) or []
     if isinstance(include, str):
@@ -138,8 +145,29 @@ def _asked(picture: EncodedPicture, given: dict[str, Any], explainer: Explainer)
     if given:
         names = ", ".join(sorted(str(name)[:50] for name in given))
         raise InputError(f"there is no field called {names}")
-    request = explainer.request(picture, check_targets(targets, 100), **settings)
+    request = make_request(explainer, picture, check_targets(targets, limits.targets), settings)
     return Asked(request, frozenset(include), masks, float(strength))
+
+
+def make_request(
+    explainer: Explainer, picture: Any, targets: Any, settings: dict[str, Any]
+) -> Request:
+    """The explainer's request, if its settings are known and do not ask for too much.
+
+    Raises
+    ------
+    InputError
+        If they do not.
+    """
+    if unknown := sorted(str(name)[:50] for name in settings.keys() - SETTING_NAMES):
+        raise InputError(f"there is no setting called {', '.join(unknown)}")
+    request = explainer.request(picture, targets, **settings)
+    if mask_bytes(request.settings, explainer.manifest.input_size) > MOST_MASK_BYTES:
+        raise InputError(
+            f"the masks would take more than {MOST_MASK_BYTES >> 20} MiB: ask for fewer, by "
+            "'mask_count' or a larger 'step'"
+        )
+    return request
 
 
 def check_targets(targets: Any, most: int) -> Any:
