@@ -9,14 +9,12 @@ run that was stopped goes on. The last line of the output is JSON.
 
 from __future__ import annotations
 
-import datetime
 import json
 import statistics
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import numpy as np
 
 from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_precision
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.speed import describe_machine
+from vitcx.evaluation.speed import describe_run
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.measuring import open_graph
 from vitcx.export.precision import AVAILABLE
@@ -77,15 +75,12 @@ def main(
                 opened[name] = stack.enter_context(open_graph(graph))
         for engine in engines:
             opened[engine] = stack.enter_context(load(bundle, engine))
+        packages = ["onnxruntime", "onnx", "numpy", *["openvino"] * bool(engines)]
         report: dict[str, Any] = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": describe_machine(),
-            "versions": {p: metadata.version(p) for p in ("onnxruntime", "onnx", "numpy")},
+            **describe_run(packages),
             "model": source.manifest.model_name,
             "encoder": encoder,
         }
-        if engines:
-            report["versions"]["openvino"] = metadata.version("openvino")
         if speed:
             pixels = [prepare(p, source.manifest).pixels for p in pictures]
             batch = np.stack([pixels[i % len(pixels)] for i in range(batch_size)])

@@ -26,6 +26,7 @@ from PIL import Image
 
 import vitcx
 from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
+from vitcx.cli import main
 from vitcx.runtime.errors import InputError
 
 pytest.importorskip("onnx")
@@ -447,3 +448,20 @@ def test_the_page_in_a_browser(client, tmp_path: Path) -> None:
         browser.close()
     assert not elsewhere
     assert not problems
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "is empty"), (b"\xff\xfe", "is not UTF-8 text"), (None, "No such file")],
+)
+def test_a_token_file_that_cannot_be_used_is_one_line(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["serve", "--port", "0", "--token-file", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert str(path) in said

@@ -60,9 +60,7 @@ def command(
     from vitcx.serving.app import make_app
     from vitcx.serving.desk import Limits
 
-    token = token_file.read_text().strip() if token_file else os.environ.get("VITCX_TOKEN")
-    if token_file and not token:
-        raise click.UsageError(f"the token file '{token_file}' is empty")
+    token = _read_token(token_file) if token_file else os.environ.get("VITCX_TOKEN")
     limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         # One pass before the first client, so that it does not pay for what is done once.
@@ -104,3 +102,15 @@ def _import_uvicorn() -> Any:
     import uvicorn
 
     return uvicorn
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"the token file '{path}' is not UTF-8 text") from None
+    except OSError as error:
+        raise click.UsageError(f"cannot read the token file '{path}': {error.strerror}") from None
+    if not token:
+        raise click.UsageError(f"the token file '{path}' is empty")
+    return token
