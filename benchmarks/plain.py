@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float32]
 NOISE_STD = 0.1
 
 
-def _embedding(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+def embedding_of(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (C,) and embedding (1,D,h,w)."""
     site = find_site(model)
     kept: list[Tensor] = []
@@ -84,7 +84,7 @@ def loop(
 ) -> FloatArray:
     """One mask at a time."""
     x = _on_device(model, image)
-    probabilities, embedding = _embedding(model, x)
+    probabilities, embedding = embedding_of(model, x)
     masks = pixel_masks(embedding, image.shape[1:], threshold)
     impacts = []
     for mask in masks:
@@ -109,7 +109,7 @@ def batched(
 ) -> FloatArray:
     """All rows in batches; `forward` is a compiled model, `half` runs a float32 one in bfloat16."""
     x = _on_device(model, image)
-    probabilities, embedding = _embedding(model, x)
+    probabilities, embedding = embedding_of(model, x)
     masks = pixel_masks(embedding, image.shape[1:], threshold)
     scores = []
     for part in masks.split(batch // 2):

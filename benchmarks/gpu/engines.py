@@ -1,25 +1,28 @@
 """Everything to prove about the GPU engines, in one command, within ten minutes.
 
-    python -m benchmarks.gpu.engines --bundle DIR [--model NAME --checkpoint FILE] [PICTURES...]
+    python -m benchmarks.gpu.engines --bundle DIR [--masks 70] [--model NAME] [PICTURES...]
 
-For each engine, in a process and a time limit of its own: parity of encode, score and of whole
-explanations with the CPU engine; the time of a mask batch by the device's events and of encoding by
-the clock; explanations one by one (p50, p99, the share outside the forward passes) and packed; the
-device's matrix rate; and, where torch and timm are there and a model is named, PyTorch doing the
-same by turns: a mask at a time in float32, batched in float32 and float16, and compiled. What there
-is no time for is left out and named. The last line is JSON. Never ran on hardware so far: see
-docs/gpu-notes.md.
+For each engine that can run, in a process and a time limit of its own: parity of encode, score and
+of whole explanations with the CPU engine; the time of a mask batch by the device's events and of
+encoding by the clock; explanations one by one (p50, p99, the share outside the forward passes) and
+packed; the device's matrix rate and what is reached of it; and, where torch and timm are there and
+a model is named, PyTorch doing the same by turns: a mask at a time in float32, batched in float32
+and float16, and compiled. ``--masks K`` cuts the clustering of each picture where it leaves K
+masks: 2K + 1 forward passes.
+
+What fails is a line in the report and does not stop the rest; what there is no time for is left out
+and named. A JSON file is replaced after every step, so that a killed command loses one step. The
+last line is that JSON. Never ran on hardware so far: see docs/gpu-notes.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,11 +30,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from vitcx.evaluation.speed import interleave, summary
+from benchmarks.gpu.checkout import ROOT
+from benchmarks.gpu.contest import OURS, Pictures, chosen, contenders, contest
+from benchmarks.gpu.operations import operations_of_a_pass
+from benchmarks.gpu.probe import matrix_rates, probe, run_tests
+from benchmarks.gpu.report import Report, default_path, line_of
+from vitcx.evaluation.speed import summary
 from vitcx.kernels.blend import Job
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import Gpu
-from vitcx.runtime.errors import VitcxError
+from vitcx.runtime.engines import probe_engines
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.preprocess import prepare
 from vitcx.runtime.session import Batch, Session
@@ -39,9 +47,10 @@ from vitcx.runtime.session import Batch, Session
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
 SECONDS = 560.0
 REPEATS = 20
+ONE_BY_ONE = 200  # so that the 99th percentile is not the worst of all
 PARITY_ROWS, PARITY_PICTURES = 8, 2
 PACKED = 64
-MATRIX_SIDE = 8192
+DEFAULT_ROWS = 128
 
 
 class Clock:
@@ -80,22 +89,33 @@ def mask_batch(picture: np.ndarray, grid: tuple[int, int], rows: int) -> Batch:
     return Batch([picture], list(masks), jobs, rows)
 
 
-def parity(ours: Explainer, cpu: Explainer, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Largest differences to the CPU engine, and the rank correlation of whole maps."""
-    images = np.stack(pictures[:PARITY_PICTURES])
+def parity(ours: Explainer, cpu: Explainer, pictures: Pictures) -> dict[str, Any]:
+    """Largest differences to the CPU engine, of encoding and of a few masked rows."""
+    images = np.stack(pictures.pixels[:PARITY_PICTURES])
     found, expected = ours.session.encode(images), cpu.session.encode(images)
     rows = min(PARITY_ROWS, ours.session.batch_size, cpu.session.batch_size)
     batch = mask_batch(images[0], ours.manifest.grid, rows)
     scores = [e.session.score(batch).probabilities for e in (ours, cpu)]
-    maps = [
-        [e.explain(picture, targets=int(p.argmax())).saliency[0].ravel() for e in (ours, cpu)]
-        for picture, p in zip(images, expected[0], strict=True)
-    ]
     return {
         "probabilities": float(np.abs(found[0] - expected[0]).max()),
         "embedding": float(np.abs(found[1] - expected[1]).max()),
         "embedding_scale": float(np.abs(expected[1]).max()),
         "masked_scores": float(np.abs(scores[0] - scores[1]).max()),
+    }
+
+
+def map_parity(ours: Explainer, cpu: Explainer, pictures: Pictures) -> dict[str, Any]:
+    """Largest differences of whole maps to the CPU engine's, and their rank correlation."""
+    maps = [
+        [
+            e.explain(pictures.pixels[i], pictures.classes[i], **pictures.settings[i])
+            .saliency[0]
+            .ravel()
+            for e in (ours, cpu)
+        ]
+        for i in range(min(PARITY_PICTURES, len(pictures)))
+    ]
+    return {
         "saliency": [float(np.abs(a - b).max()) for a, b in maps],
         "saliency_rank_correlation": [float(spearmanr(a, b).statistic) for a, b in maps],
     }
@@ -124,17 +144,16 @@ def passes(session: Session, picture: np.ndarray, grid: tuple[int, int]) -> dict
     return result
 
 
-def one_by_one(
-    explainer: Explainer, pictures: Sequence[np.ndarray], clock: Clock
-) -> dict[str, Any]:
+def one_by_one(explainer: Explainer, pictures: Pictures, clock: Clock) -> dict[str, Any]:
     """Whole explanations: their time, their passes, and the share outside of those."""
-    explainer.explain(pictures[0])
+    explainer.explain(pictures.pixels[0], **pictures.settings[0])
     spent, outside, counts = [], [], []
-    for turn in range(3 * REPEATS):
+    for turn in range(ONE_BY_ONE):
         if clock.left < 30:
             break
+        i = turn % len(pictures)
         start = time.perf_counter()
-        result = explainer.explain(pictures[turn % len(pictures)])
+        result = explainer.explain(pictures.pixels[i], **pictures.settings[i])
         spent.append(time.perf_counter() - start)
         forward = result.timings["encode"] + result.timings["score"]
         outside.append(1 - forward / spent[-1])
@@ -148,206 +167,242 @@ def one_by_one(
     }
 
 
-def packed(explainer: Explainer, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+def packed(explainer: Explainer, pictures: Pictures) -> dict[str, Any]:
     """Explanations a second where pictures share batches."""
-    many = [pictures[i % len(pictures)] for i in range(PACKED)]
+    order = [i % len(pictures) for i in range(PACKED)]
     start = time.perf_counter()
-    count = sum(1 for _ in explainer.explain_many(many))
+    requests = (explainer.request(pictures.pixels[i], **pictures.settings[i]) for i in order)
+    count = 0
+    for result in explainer.explain_requests(requests):
+        if isinstance(result, Exception):
+            raise result
+        count += 1
     spent = time.perf_counter() - start
     return {"explanations": count, "seconds": spent, "per_second": count / spent}
 
 
 def measure(
-    explainer: Explainer, cpu: Explainer, pictures: Sequence[np.ndarray], clock: Clock
-) -> dict[str, Any]:
+    explainer: Explainer, cpu: Explainer, pictures: Pictures, clock: Clock, report: Report
+) -> None:
     """Everything that needs no PyTorch."""
-    session, grid = explainer.session, explainer.manifest.grid
-    report: dict[str, Any] = {"device": session.device, "precision": explainer.manifest.precision}
+    session, manifest = explainer.session, explainer.manifest
+    report.put("device", session.device)
+    report.put("precision", manifest.precision)
+    report.put("masks", list(pictures.masks) or None)
+    report.step("operations_of_a_pass", lambda: operations_of_a_pass(explainer.bundle.model_path))
     steps: tuple[tuple[str, float, Callable[[], dict[str, Any]]], ...] = (
-        ("parity", 60, lambda: parity(explainer, cpu, pictures)),
-        ("passes", 20, lambda: passes(session, pictures[0], grid)),
+        ("parity", 20, lambda: parity(explainer, cpu, pictures)),
+        ("passes", 20, lambda: passes(session, pictures.pixels[0], manifest.grid)),
         ("one_by_one", 40, lambda: one_by_one(explainer, pictures, clock)),
         ("packed", 30, lambda: packed(explainer, pictures)),
     )
     for name, seconds, step in steps:
         if clock.allows(name, seconds):
-            report[name] = step()
-    return report
-
-
-def matrix_rates() -> dict[str, Any]:
-    """TFLOP/s of square products of random values with torch, by element type."""
-    import torch
-
-    rates = {}
-    for name in ("float16", "bfloat16", "float32"):
-        a, b = (
-            torch.randn(MATRIX_SIDE, MATRIX_SIDE, device="cuda", dtype=getattr(torch, name))
-            for _ in range(2)
-        )
-        spent = []
-        for _ in range(12):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            torch.matmul(a, b)
-            end.record()
-            torch.cuda.synchronize()
-            spent.append(start.elapsed_time(end) / 1000)
-        rates[name] = 2 * MATRIX_SIDE**3 / median(spent[2:]) / 1e12
-    return rates
+            report.step(name, step)
 
 
 def against_torch(
-    explainer: Explainer,
-    pictures: Sequence[np.ndarray],
-    model: str,
-    checkpoint: Path | None,
-    clock: Clock,
-) -> dict[str, Any]:
+    explainer: Explainer, pictures: Pictures, arguments: argparse.Namespace, clock: Clock,
+    report: Report,
+) -> dict[str, Any]:  # fmt: skip
     """The same explanations by PyTorch, the contenders taking turns."""
-    import copy
+    module, told = torch_model(arguments)
+    module = module.requires_grad_(False).eval().cuda()
+    # The same model on both sides, or only one of the same size: this tells.
+    told["probabilities_differ_by"] = _difference(module, explainer, pictures.pixels[0])
+    entered = contenders(explainer, module, pictures, arguments.masks)
 
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    def put(found: dict[str, Any]) -> None:
+        report.put("torch", {**told, "explanations": found})
 
-    from benchmarks import plain
+    rounds = -(-REPEATS // len(pictures))
+    return {**told, "explanations": contest(entered, len(pictures), rounds, clock, put)}
+
+
+def torch_model(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model that the bundle was made of, and where its weights came from."""
+    if arguments.random_weights is not None:
+        from benchmarks.gpu.bundle import random_model
+
+        seed = arguments.random_weights
+        return random_model(arguments.model, seed), {"weights": f"random, seed {seed}"}
     from vitcx.export.models import timm_model
 
-    module, source = timm_model(model, checkpoint)
-    module = module.requires_grad_(False).eval().cuda()
-    half = copy.deepcopy(module).half()
-    compiled: Any = functools.cache(lambda: torch.compile(half, dynamic=True))
-    classes = [int(explainer.session.predict(p[None])[0].argmax()) for p in pictures]
-    rows = explainer.session.batch_size
-    ways: dict[str, tuple[float, Callable[[int], Any]]] = {
-        "ours": (5, lambda i: explainer.explain(pictures[i], classes[i])),
-        "torch float32, a mask at a time": (
-            15,
-            lambda i: plain.loop(module, pictures[i], classes[i]),
-        ),
-        "torch float32": (
-            15,
-            lambda i: plain.batched(module, pictures[i], classes[i], batch=rows),
-        ),
-        "torch float16": (15, lambda i: plain.batched(half, pictures[i], classes[i], batch=rows)),
-        "torch float16, compiled": (
-            90,
-            lambda i: plain.batched(half, pictures[i], classes[i], batch=rows, forward=compiled()),
-        ),
-    }
-    contenders = {}
-    for name, (seconds, way) in ways.items():
-        if clock.allows(name, seconds):
-            for i in range(min(2, len(pictures))):
-                way(i)  # warm: kernels are chosen and compiled for the shapes that come
-            contenders[name] = way
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    while clock.left > 30 and len(samples["ours"]) < REPEATS:
-        for name, found in interleave(contenders, len(pictures), 1).items():
-            samples[name] += found
-    ours = samples["ours"]
-    with FlopCounterMode(display=False) as counter:
-        module(torch.from_numpy(pictures[0][None]).to(next(module.parameters()).device))
+    module, source = timm_model(arguments.model, arguments.checkpoint)
+    return module, {"weights": source}
+
+
+def _difference(module: Any, explainer: Explainer, picture: np.ndarray) -> float:
+    import torch
+
+    with torch.no_grad():
+        device = next(module.parameters()).device
+        theirs = module(torch.from_numpy(picture[None]).to(device)).softmax(dim=1).cpu().numpy()
+    return float(np.abs(theirs - explainer.session.predict(picture[None])).max())
+
+
+def share_of_matrix_rate(found: Mapping[str, Any]) -> dict[str, float]:
+    """What a mask batch, and a whole explanation, reach of the matrix rate of their type."""
+    kind = {"fp16": "float16", "bf16": "bfloat16"}.get(found["precision"], "float32")
+    peak = found["matrix_tflop_per_s"][kind] * 1e12
+    operations = found["operations_of_a_pass"]
+    whole, timed = found.get("one_by_one", {}), found.get("passes", {})
+    shares = {}
+    if "rows_per_second" in timed:
+        shares["mask_batch"] = timed["rows_per_second"] * operations / peak
+    if "p50" in whole:
+        shares["explanation"] = whole["forward_passes"] * operations / whole["p50"] / peak
+    return shares
+
+
+def goal(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that the engine is judged by, of what was measured; None for the others."""
+    whole, shares = found.get("one_by_one", {}), found.get("share_of_matrix_rate", {})
+    explanations = (found.get("torch") or {}).get("explanations", {})
     return {
-        "weights": source,
-        "flop_of_a_pass": counter.get_total_flops(),
-        "matrix_tflop_per_s": matrix_rates() if clock.allows("matrix rate", 10) else None,
-        "explanations": {
-            name: {**summary(found), "ours_is_faster_by": median(np.divide(found, ours).tolist())}
-            for name, found in samples.items()
-            if found
+        "forward_passes": whole.get("forward_passes"),
+        "p50_seconds": whole.get("p50"),
+        "p99_seconds": whole.get("p99"),
+        "outside_forward_passes": whole.get("outside_forward_passes"),
+        "packed_per_second": found.get("packed", {}).get("per_second"),
+        "share_of_matrix_rate": shares.get("explanation"),
+        "faster_than": {
+            name: told["ours_is_faster_by"]["median"]
+            for name, told in explanations.items()
+            if name != OURS and "ours_is_faster_by" in told
         },
     }
 
 
-def share_of_matrix_rate(report: dict[str, Any], precision: str) -> dict[str, float] | None:
-    """What a mask batch, and a whole explanation, reach of the matrix rate of their type."""
-    torch_report, timed = report.get("torch"), report.get("passes")
-    if not torch_report or not torch_report.get("matrix_tflop_per_s") or not timed:
-        return None
-    kind = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
-    peak = torch_report["matrix_tflop_per_s"][kind] * 1e12
-    flop = torch_report["flop_of_a_pass"]
-    shares = {"mask_batch": timed["rows_per_second"] * flop / peak}
-    whole = report.get("one_by_one", {})
-    if "p50" in whole:
-        shares["explanation"] = whole["forward_passes"] * flop / whole["p50"] / peak
-    return shares
-
-
-def child(arguments: argparse.Namespace) -> dict[str, Any]:
+def child(arguments: argparse.Namespace, report: Report) -> None:
     """One engine's report."""
     clock = Clock(arguments.seconds)
     start = time.perf_counter()
-    explainer = load(arguments.bundle, engine=arguments.only, batch_size=arguments.batch_size)
-    report: dict[str, Any] = {"open_seconds": time.perf_counter() - start}
-    with explainer, load(arguments.bundle, engine="onnxruntime") as cpu:
-        manifest = explainer.manifest
-        pictures = [prepare(path, manifest).pixels for path in arguments.pictures]
-        report["pictures"] = "given" if pictures else "made"
-        pictures = pictures or made_pictures(manifest.input_size, 4)
-        report |= measure(explainer, cpu, pictures, clock)
+    # A bundle for a benchmark may have random weights, whose precision nobody has measured.
+    explainer = load(
+        arguments.bundle, engine=arguments.only, batch_size=rows(arguments), allow_imprecise=True
+    )
+    report.put("open_seconds", time.perf_counter() - start)
+    with explainer, load(arguments.bundle, engine="onnxruntime", allow_imprecise=True) as cpu:
+        pixels = [prepare(path, explainer.manifest).pixels for path in arguments.pictures]
+        report.put("pictures", "given" if pixels else "made")
+        pixels = pixels or made_pictures(explainer.manifest.input_size, 4)
+        pictures = chosen(explainer, pixels, arguments.masks)
+        measure(explainer, cpu, pictures, clock, report)
+        if clock.allows("matrix rate", 10):
+            report.step("matrix_tflop_per_s", matrix_rates)
+            report.step("share_of_matrix_rate", lambda: share_of_matrix_rate(report.found))
         if arguments.model is not None and clock.allows("torch", 60):
-            try:
-                report["torch"] = against_torch(
-                    explainer, pictures[:4], arguments.model, arguments.checkpoint, clock
-                )
-            except ImportError as error:
-                report["torch"] = None
-                clock.left_out.append(f"torch: {error}")
-        report["share_of_matrix_rate"] = share_of_matrix_rate(report, manifest.precision)
-    report["left_out"] = clock.left_out
-    return report
+            few = Pictures(*(part[:4] for part in vars(pictures).values()))
+            report.step("torch", lambda: against_torch(explainer, few, arguments, clock, report))
+        report.step("goal", lambda: goal(report.found))
+        # Last: hundreds of passes of a large model on the CPU may take what time there is.
+        if clock.allows("parity of maps", 30):
+            report.step("map_parity", lambda: map_parity(explainer, cpu, pictures))
+        report.put("left_out", clock.left_out)
 
 
-def run_child(engine: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """An engine's report, of a process that may crash or hang."""
-    command = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--only", engine]
-    command += ["--seconds", str(max(1.0, seconds - 10))]
+def rows(arguments: argparse.Namespace) -> int:
+    """Of a mask batch: all of an explanation, where the number of masks is given."""
+    if arguments.batch_size is not None:
+        return int(arguments.batch_size)
+    return DEFAULT_ROWS if arguments.masks is None else 2 * int(arguments.masks)
+
+
+def run_child(engine: str, given: Sequence[str], seconds: float, path: Path) -> dict[str, Any]:
+    """An engine's report, of a process that may crash or hang: what it had found till then."""
+    command = [sys.executable, "-m", "benchmarks.gpu.engines", *given, "--only", engine]
+    command += ["--seconds", str(max(1.0, seconds - 10)), "--out", str(path)]
+    error = None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=seconds,
+            check=False, cwd=ROOT,
+        )  # fmt: skip
+        if done.returncode:
+            error = f"ended with {done.returncode}: {done.stderr.strip()[-600:]}"
     except subprocess.TimeoutExpired:
-        return {"error": f"stopped after {seconds:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        tail = (done.stdout + done.stderr).strip()[-600:]
-        return {"error": f"ended with {done.returncode}: {tail}"}
-    report: dict[str, Any] = json.loads(lines[-1])
-    return report
+        error = f"stopped after {seconds:.0f} s"
+    found: dict[str, Any] = {}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found if error is None else {"error": error, **found}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pictures", nargs="*", type=Path, help="default: made ones")
     parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--masks", type=int, help="of each picture; default: as the bundle has it")
     parser.add_argument("--model", help="of timm, with the bundle's weights: PyTorch takes part")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--checkpoint", type=Path, help="the model's weights")
+    parser.add_argument("--random-weights", type=int, metavar="SEED", help="instead, as in bundle")
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="default: 2 * masks, or 128")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
+    parser.add_argument("--out", type=Path, help="JSON; default: one of this run's own in out/gpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.masks is not None and arguments.masks < 1:
+        parser.error("--masks is at least 1")
+    for name in ("bundle", "checkpoint"):  # a child runs in the checkout's folder
+        value = getattr(arguments, name)
+        if value is not None and Path(value).exists():
+            setattr(arguments, name, Path(value).resolve())
     arguments.pictures = [path.resolve() for path in arguments.pictures]
     if arguments.only is not None:
+        report = Report(arguments.out)
         try:
-            print(json.dumps(child(arguments)))
-        except VitcxError as error:
-            print(json.dumps({"error": str(error)}))
+            child(arguments, report)
+        except Exception as error:
+            report.put("error", line_of(error))
+        print(report.text())
         return
-    clock = Clock(arguments.seconds)
     try:
-        gpu = Gpu()
+        Gpu()
     except DeviceError as error:
         sys.exit(str(error))
-    from benchmarks.gpu.kernels import probe
+    report = Report((arguments.out or default_path("engines")).resolve())
+    run_all(arguments, report)
+    print(report.text())
 
-    report: dict[str, Any] = {"probe": probe(gpu), "bundle": str(arguments.bundle), "engines": {}}
-    engines = arguments.engines.split(",")
-    for place, engine in enumerate(engines):
-        seconds = clock.left / (len(engines) - place)
-        report["engines"][engine] = run_child(engine, arguments, seconds)
-        print(engine, json.dumps(report["engines"][engine]), file=sys.stderr)
-    print(json.dumps(report))
+
+def run_all(arguments: argparse.Namespace, report: Report) -> None:
+    """The machine, and every engine that can run here; the others with what they lack."""
+    clock = Clock(arguments.seconds)
+    probe(report)
+    report.put("bundle", str(arguments.bundle))
+    statuses = {status.name: status for status in probe_engines()}
+    names = arguments.engines.split(",")
+    unknown = {name: {"error": "there is no such engine"} for name in names if name not in statuses}
+    lacking = {
+        name: {"error": "; ".join(statuses[name].problems)}
+        for name in names
+        if name in statuses and not statuses[name].available
+    }
+    engines: dict[str, Any] = {**unknown, **lacking}
+    report.put("engines", engines)
+    able = [name for name in names if name not in engines]
+    if "cuda" in able:
+        report.step("tests", lambda: run_tests(["tests/runtime/test_engines_cuda.py"], 60))
+    for place, name in enumerate(able):
+        seconds = clock.left / (len(able) - place)
+        path = (report.path or default_path("engines")).with_suffix(f".{name}.json")
+        path.unlink(missing_ok=True)
+        engines[name] = run_child(name, options_of(arguments), seconds, path)
+        report.put("engines", engines)
+        print(name, json.dumps(engines[name].get("goal")), engines[name].get("error", ""),
+              file=sys.stderr)  # fmt: skip
+
+
+def options_of(arguments: argparse.Namespace) -> list[str]:
+    """What a child is called with: paths are absolute."""
+    words = ["--bundle", str(arguments.bundle)]
+    for name in ("masks", "model", "checkpoint", "random_weights", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return [*words, *map(str, arguments.pictures)]
 
 
 if __name__ == "__main__":

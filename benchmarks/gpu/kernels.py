@@ -2,67 +2,36 @@
 
     python benchmarks/gpu/kernels.py
 
-Probe, parity (the tests marked gpu), memcheck and racecheck, and time against the byte floor at
-batch 128 x 3 x 224 x 224, each under its own time limit. The last line is JSON. Never ran on
-hardware so far: see docs/gpu-notes.md. With --workload it only launches kernels, for
-compute-sanitizer to watch.
+Probe, parity (the tests marked gpu), time against the byte floor at batch 128 x 3 x 224 x 224,
+memcheck and racecheck, each under its own time limit. What fails is a line in the report and does
+not stop the rest; a JSON file is replaced after every step. The last line is that JSON. The package
+need not be installed. Never ran on hardware so far: see docs/gpu-notes.md. With --workload it only
+launches kernels, for compute-sanitizer to watch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shutil
-import subprocess
 import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 
+from benchmarks.gpu.probe import probe, run, run_tests
+from benchmarks.gpu.report import Report, default_path
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import Gpu
 from vitcx.kernels.gpu_kernels import GpuKernels, pack_jobs
 
-ROOT = Path(__file__).parents[2]
 BATCH, CHANNELS, SIDE, GRID = 128, 3, 224, 14
 REPEATS, LAUNCHES = 20, 50
-
-
-def probe(gpu: Gpu) -> dict[str, object]:
-    """Machine, versions."""
-    versions = {}
-    for name in ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "numpy", "torch", "cupy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    driver = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], 30)
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": gpu.name,
-        "arch": gpu.arch,
-        "driver": driver["tail"],
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def run(command: list[str], seconds: float) -> dict[str, object]:
-    """Exit status and the end of the output of a command, under a time limit."""
-    if shutil.which(command[0]) is None:
-        return {"status": None, "tail": f"no {command[0]} on this machine"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"status": None, "tail": f"stopped after {seconds:.0f} s"}
-    return {"status": done.returncode, "tail": (done.stdout + done.stderr).strip()[-600:]}
+SECONDS = 150  # for the tests, and for each sanitizer
 
 
 def seconds_per_launch(gpu: Gpu, work, stream) -> list[float]:
@@ -172,27 +141,36 @@ def workload(gpu: Gpu) -> None:
         stream.synchronise()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", action="store_true", help="only launch kernels")
-    workload_only = parser.parse_args().workload
-    try:
-        gpu = Gpu()
-    except DeviceError as error:
-        sys.exit(str(error))
-    if workload_only:
-        workload(gpu)
-        return
-    report: dict[str, object] = {"probe": probe(gpu)}
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/kernels"]
-    report["parity"] = run(tests, 150)
+def sanitizer(tool: str) -> dict[str, Any]:
+    """compute-sanitizer over every kernel of ours."""
     watched = [sys.executable, __file__, "--workload"]
+    return run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *watched], SECONDS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workload", action="store_true", help="only launch kernels")
+    parser.add_argument("--out", type=Path, help="JSON; default: one of this run's own in out/gpu")
+    given = parser.parse_args()
+    if given.workload:
+        try:
+            workload(Gpu())
+        except DeviceError as error:
+            sys.exit(str(error))
+        return
+    report = Report((given.out or default_path("kernels")).resolve())
+    run_all(report)
+    print(report.text())
+    sys.exit(1 if report.failed else 0)
+
+
+def run_all(report: Report) -> None:
+    """Every step, whatever became of the ones before."""
+    probe(report)
+    report.step("parity", lambda: run_tests(["tests/kernels/test_gpu.py"], SECONDS))
+    report.step("bandwidth", lambda: bandwidth(Gpu()))
     for tool in ("memcheck", "racecheck"):
-        report[tool] = run(
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *watched], 150
-        )
-    report["bandwidth"] = bandwidth(gpu)
-    print(json.dumps(report))
+        report.step(tool, lambda tool=tool: sanitizer(tool))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu import engines
+from benchmarks.gpu.contest import Contender, chosen, contest
+from benchmarks.gpu.report import Report
 from tests.kernels import fake_cuda
 from tests.kernels.conftest import shim  # noqa: F401
 from tests.runtime import recording_tensorrt
@@ -17,6 +20,7 @@ from tests.tiny_bundle import SIZE, write_tiny_bundle
 from vitcx.runtime import tensorrt_library
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.onnxruntime_session import OnnxRuntimeSession
+from vitcx.runtime.probes import EngineStatus
 from vitcx.runtime.tensorrt_session import TensorRTSession
 
 
@@ -34,44 +38,89 @@ def explainers(monkeypatch, tmp_path, shim):  # noqa: F811
     tensorrt_library.find_library.cache_clear()
 
 
-def test_everything_is_measured_and_is_json(explainers, monkeypatch):
-    monkeypatch.setattr(engines, "REPEATS", 3)
-    monkeypatch.setattr(engines, "PACKED", 5)
-    pictures = engines.made_pictures((SIZE, SIZE), 3)
-    assert all(p.shape == (3, SIZE, SIZE) and p.dtype == np.float32 for p in pictures)
-    report = engines.measure(*explainers, pictures, engines.Clock(600))
-    json.dumps(report)
-    assert report["device"] == "Fake GPU"
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in (("REPEATS", 3), ("PACKED", 5), ("ONE_BY_ONE", 9)):
+        monkeypatch.setattr(engines, name, value)
+
+
+def measured(explainers, clock, masks=None, report=None):
+    report = report or Report()
+    pixels = engines.made_pictures((SIZE, SIZE), 3)
+    assert all(p.shape == (3, SIZE, SIZE) and p.dtype == np.float32 for p in pixels)
+    engines.measure(*explainers, chosen(explainers[0], pixels, masks), clock, report)
+    return report
+
+
+def test_everything_is_measured_and_is_json(explainers, quick):
+    report = measured(explainers, engines.Clock(600))
+    found = report.found
+    assert report.failed == []
+    json.dumps(found)
+    assert found["device"] == "Fake GPU"
     # As in tests/runtime/test_tensorrt_session.py.
-    differences = report["parity"]
+    differences = found["parity"]
     assert differences["embedding_scale"] > 0
     for name in ("probabilities", "embedding", "masked_scores"):
         assert differences[name] < 1e-5
-    assert min(differences["saliency_rank_correlation"]) > 0.999
-    assert report["passes"]["batch_size"] == 8
-    assert report["passes"]["score_seconds"] > 0
-    assert len(report["one_by_one"]["samples"]) == 9
-    assert 0 < report["one_by_one"]["outside_forward_passes"] < 1
-    assert report["packed"]["explanations"] == 5
-    torch_report = {"matrix_tflop_per_s": {"float32": 2.0}, "flop_of_a_pass": 10}
-    shares = engines.share_of_matrix_rate({**report, "torch": torch_report}, "fp32")
-    expected = report["passes"]["rows_per_second"] * 10 / 2e12
-    assert shares["mask_batch"] == pytest.approx(expected)
-    assert engines.share_of_matrix_rate(report, "fp32") is None
+    pictures = chosen(explainers[0], engines.made_pictures((SIZE, SIZE), 3), 3)
+    maps = engines.map_parity(*explainers, pictures)
+    assert min(maps["saliency_rank_correlation"]) > 0.999
+    assert len(maps["saliency"]) == 2
+    assert max(maps["saliency"]) < 1e-4
+    assert found["passes"]["batch_size"] == 8
+    assert found["passes"]["score_seconds"] > 0
+    assert len(found["one_by_one"]["samples"]) == 9
+    assert 0 < found["one_by_one"]["outside_forward_passes"] < 1
+    assert found["packed"]["explanations"] == 5
+    shares = engines.share_of_matrix_rate({**found, "matrix_tflop_per_s": {"float32": 2.0}})
+    operations = found["operations_of_a_pass"]
+    rates = found["passes"]["rows_per_second"], found["one_by_one"]["p50"]
+    assert shares["mask_batch"] == pytest.approx(rates[0] * operations / 2e12)
+    passes = found["one_by_one"]["forward_passes"]
+    assert shares["explanation"] == pytest.approx(passes * operations / rates[1] / 2e12)
+
+
+@pytest.mark.parametrize("masks", [2, 3, 5])
+def test_the_number_of_masks_can_be_chosen(masks, explainers, quick):
+    found = measured(explainers, engines.Clock(600), masks).found
+    assert found["masks"] == [masks] * 3
+    assert found["one_by_one"]["forward_passes"] == 2 * masks + 1
+
+
+def test_a_mask_batch_holds_a_whole_explanation_where_its_masks_are_chosen():
+    def rows(**given):
+        return engines.rows(SimpleNamespace(**{"masks": None, "batch_size": None, **given}))
+
+    assert (rows(), rows(masks=70), rows(masks=70, batch_size=64)) == (128, 140, 64)
 
 
 def test_without_time_everything_is_left_out_and_named(explainers):
     clock = engines.Clock(0)
-    report = engines.measure(*explainers, engines.made_pictures((SIZE, SIZE), 1), clock)
-    assert set(report) == {"device", "precision"}
+    report = measured(explainers, clock)
+    assert not {"parity", "passes", "one_by_one", "packed"} & set(report.found)
     assert clock.left_out == ["parity", "passes", "one_by_one", "packed"]
 
 
-def test_pytorch_takes_turns_with_ours(explainers, monkeypatch):
-    """On the CPU, with no time for the compiler."""
+def test_a_step_that_fails_is_a_line_and_the_rest_is_measured(explainers, quick, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("CUDA_ERROR_UNKNOWN\nmore")
+
+    monkeypatch.setattr(engines, "one_by_one", broken)
+    report = measured(explainers, engines.Clock(600))
+    assert report.failed == ["one_by_one"]
+    assert report.found["one_by_one"] == {"error": "RuntimeError: CUDA_ERROR_UNKNOWN"}
+    assert report.found["packed"]["explanations"] == 5
+    assert "probabilities" in report.found["parity"]
+    told = engines.goal(report.found)
+    assert told["p50_seconds"] is None
+    assert told["packed_per_second"] > 0
+
+
+@pytest.fixture
+def vit():
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from vitcx.export import models
     from vitcx.export.timm_import import import_timm
 
     try:
@@ -79,27 +128,120 @@ def test_pytorch_takes_turns_with_ours(explainers, monkeypatch):
     except ModuleNotFoundError:
         pytest.skip("timm is not installed")
     torch.manual_seed(0)
-    vit = transformer(
+    return transformer(
         img_size=SIZE, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=5
-    )
-    monkeypatch.setattr(models, "timm_model", lambda name, checkpoint: (vit, "random"))
+    ).eval()
+
+
+def test_pytorch_takes_turns_with_ours(explainers, vit, monkeypatch, tmp_path):
+    """On the CPU, with no time for the compiler."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(engines, "torch_model", lambda arguments: (vit, {"weights": "random"}))
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
-    monkeypatch.setattr(engines, "matrix_rates", lambda: {"float32": 1.0})
     monkeypatch.setattr(engines, "REPEATS", 4)
-    clock = engines.Clock(85)
-    pictures = engines.made_pictures((SIZE, SIZE), 2)
-    report = engines.against_torch(explainers[0], pictures, "vit", None, clock)
-    json.dumps(report)
+    clock = engines.Clock(115)
+    pictures = chosen(explainers[0], engines.made_pictures((SIZE, SIZE), 2), 3)
+    path = tmp_path / "report.json"
+    report = Report(path)
+    arguments = SimpleNamespace(masks=3)
+    found = engines.against_torch(explainers[0], pictures, arguments, clock, report)
     assert clock.left_out == ["torch float16, compiled"]
-    assert list(report["explanations"]) == [
+    assert list(found["explanations"]) == [
         "ours",
         "torch float32, a mask at a time",
         "torch float32",
         "torch float16",
     ]
-    assert {len(found["samples"]) for found in report["explanations"].values()} == {4}
-    assert report["explanations"]["ours"]["ours_is_faster_by"] == 1
-    assert report["flop_of_a_pass"] > 0
+    for told in found["explanations"].values():
+        assert len(told["samples"]) == 4
+        assert told["masks"] == [3, 3]  # as many passes for everybody
+        assert {"p50", "p99"} <= set(told)
+    assert found["explanations"]["ours"]["ours_is_faster_by"]["median"] == 1
+    assert found["probabilities_differ_by"] > 0  # another model, and it is told
+    # What was found is in the file before the last round is over.
+    assert (
+        json.loads(path.read_text())["torch"]["explanations"].keys() == found["explanations"].keys()
+    )
+    goal = engines.goal({"torch": found})
+    assert set(goal["faster_than"]) == set(found["explanations"]) - {"ours"}
+
+
+def test_a_contender_that_fails_is_a_line_and_the_others_are_timed():
+    def broken(i):
+        raise RuntimeError("no compiler\nmore")
+
+    entered = {
+        "ours": Contender(lambda i: None, 0, [3]),
+        "compiled": Contender(broken, 0),
+        "loop": Contender(lambda i: None, 0),
+    }
+    told = []
+    found = contest(entered, 1, 2, engines.Clock(600), told.append)
+    assert found["compiled"] == {"error": "RuntimeError: no compiler"}
+    assert len(found["loop"]["samples"]) == 2
+    assert len(told) == 2
+
+
+def status(name, problems=()):
+    return EngineStatus(name, not problems, "", tuple(problems))
+
+
+def test_an_engine_that_cannot_run_costs_the_others_no_time(monkeypatch, tmp_path):
+    started = []
+
+    def run_child(engine, given, seconds, path):
+        started.append((engine, given, seconds))
+        return {"goal": {}}
+
+    monkeypatch.setattr(engines, "run_child", run_child)
+    monkeypatch.setattr(engines, "probe", lambda report: None)
+    monkeypatch.setattr(engines, "run_tests", lambda paths, seconds: {"status": 0})
+    monkeypatch.setattr(
+        engines,
+        "probe_engines",
+        lambda: [status("cuda"), status("tensorrt", ["not here"]), status("tensorrt-rtx", ["x"])],
+    )
+    arguments = SimpleNamespace(
+        bundle="demo", masks=70, model=None, checkpoint=None, random_weights=0, batch_size=None,
+        pictures=[Path("/a.jpg")], engines="cuda,tensorrt,tensorrt-rtx,other", seconds=500.0,
+    )  # fmt: skip
+    report = Report(tmp_path / "report.json")
+    engines.run_all(arguments, report)
+    ((engine, given, seconds),) = started
+    assert engine == "cuda"
+    assert seconds > 490
+    assert given == ["--bundle", "demo", "--masks", "70", "--random-weights", "0", "/a.jpg"]
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["engines"]["tensorrt"] == {"error": "not here"}
+    assert found["engines"]["other"] == {"error": "there is no such engine"}
+    assert found["engines"]["cuda"] == {"goal": {}}
+
+
+def test_what_an_engine_found_before_its_process_was_stopped_is_kept(monkeypatch, tmp_path):
+    path = tmp_path / "cuda.json"
+
+    def killed(command, **options):
+        Report(path).put("packed", {"per_second": 3.0})
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(engines.subprocess, "run", killed)
+    found = engines.run_child("cuda", [], 30.0, path)
+    assert found == {"error": "stopped after 30 s", "packed": {"per_second": 3.0}}
+
+
+def test_an_engines_process_writes_what_it_found(tmp_path):
+    """The whole of it, on an engine that runs anywhere."""
+    pytest.importorskip("onnx")
+    path = tmp_path / "report.json"
+    given = ["--bundle", "demo", "--masks", "4", "--batch-size", "8"]
+    # No time for more than the start: what is measured is in the tests above.
+    found = engines.run_child("onnxruntime", given, 60.0, path)
+    assert found["masks"] == [4] * 4
+    assert found["operations_of_a_pass"] > 1e8
+    assert "passes" in found
+    assert found["goal"]["forward_passes"] in (9, None)
+    # torch has no GPU here: a line, and what comes after it is there.
+    assert "error" in found["matrix_tflop_per_s"] or found["left_out"]
 
 
 def test_without_a_gpu_it_says_so_in_one_line():

@@ -35,7 +35,7 @@ def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
     two = plain.batched(vit, image, 2, threshold=0.2, noise_std=0.0, batch=6)
     np.testing.assert_allclose(one, two, atol=1e-5)
     with torch.no_grad():
-        _, embedding = plain._embedding(vit, torch.from_numpy(image))
+        _, embedding = plain.embedding_of(vit, torch.from_numpy(image))
     low = vit_masks(embedding[0].numpy(), (32, 32))
     low = merge_masks(low, cluster(cosine_distances(low, (32, 32)), 0.2), (32, 32), "renormalised")
     pixel = plain.pixel_masks(embedding, (32, 32), 0.2)

@@ -1,0 +1,65 @@
+"""A bundle of random weights, for speed alone: of a model whose weights are not at hand.
+
+    python -m benchmarks.gpu.bundle vit_base_patch16_224 --precision fp16 --out vit_base
+
+The weights are timm's initial ones under a seed, so PyTorch can make the same model from the same
+seed. What a reduced precision costs is not measured, as `vitcx export` does: with weights that say
+nothing it would take minutes and say nothing. `vitcx.load` takes such a bundle with
+allow_imprecise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitcx.runtime.bundle import MODEL_NAME, PRECISIONS, Bundle, read_bundle, write_manifest
+from vitcx.runtime.digests import sha256_of
+
+
+def random_model(name: str, seed: int) -> Any:
+    """timm's model with its initial weights under a seed, in evaluation mode."""
+    import torch
+
+    from vitcx.export.timm_import import import_timm
+
+    timm = import_timm()
+    torch.manual_seed(seed)
+    return timm.create_model(name, pretrained=False).eval()
+
+
+def write_bundle(name: str, seed: int, precision: str, out: Path) -> Bundle:
+    """Export it in float32, compared with torch, and convert that."""
+    from vitcx.export import export_model
+    from vitcx.export.precision import find_precision
+
+    write = find_precision(precision).write
+    if write is None:
+        return export_model(random_model(name, seed), out, report=print)
+    out.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        exact = export_model(random_model(name, seed), Path(folder) / "fp32", report=print)
+        print(f"converting to {precision}")
+        write(exact.model_path, out / MODEL_NAME)
+    files = {file.name: sha256_of(file) for file in sorted(out.iterdir())}
+    write_manifest(out, replace(exact.manifest, precision=precision, files=files, parity={}))
+    return read_bundle(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="of timm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    bundle = write_bundle(given.model, given.seed, given.precision, given.out)
+    size = sum(file.stat().st_size for file in bundle.path.iterdir())
+    print(f"{bundle.path}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
