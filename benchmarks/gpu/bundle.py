@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitcx.runtime.bundle import MODEL_NAME, PRECISIONS, Bundle, read_bundle, write_manifest
+from vitcx.runtime.bundle import ENCODERS, PRECISIONS, Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
 
 
@@ -31,19 +31,20 @@ def random_model(name: str, seed: int) -> Any:
     return timm.create_model(name, pretrained=False).eval()
 
 
-def write_bundle(name: str, seed: int, precision: str, out: Path) -> Bundle:
+def write_bundle(name: str, seed: int, precision: str, encoder: str, out: Path) -> Bundle:
     """Export it in float32, compared with torch, and convert that."""
     from vitcx.export import export_model
     from vitcx.export.precision import find_precision
+    from vitcx.export.reduced import write_reduced
 
-    write = find_precision(precision).write
-    if write is None:
+    chosen = find_precision(precision)
+    if chosen.write is None:
         return export_model(random_model(name, seed), out, report=print)
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         exact = export_model(random_model(name, seed), Path(folder) / "fp32", report=print)
         print(f"converting to {precision}")
-        write(exact.model_path, out / MODEL_NAME)
+        write_reduced(chosen, exact.path, out, Path(folder), encoder)
     files = {file.name: sha256_of(file) for file in sorted(out.iterdir())}
     write_manifest(out, replace(exact.manifest, precision=precision, files=files, parity={}))
     return read_bundle(out)
@@ -54,9 +55,10 @@ def main() -> None:
     parser.add_argument("model", help="of timm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
+    parser.add_argument("--encoder", choices=ENCODERS, default="fp32", help="same: smaller")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    bundle = write_bundle(given.model, given.seed, given.precision, given.out)
+    bundle = write_bundle(given.model, given.seed, given.precision, given.encoder, given.out)
     size = sum(file.stat().st_size for file in bundle.path.iterdir())
     print(f"{bundle.path}: {size / 1e6:.1f} MB")
 

@@ -237,7 +237,7 @@ def test_a_random_bundle_is_of_the_model_that_its_seed_makes(tmp_path):
     from benchmarks.gpu.bundle import random_model, write_bundle
     from vitcx.runtime.explainer import load
 
-    write_bundle("test_vit", 3, "fp16", tmp_path / "bundle")
+    write_bundle("test_vit", 3, "fp16", "fp32", tmp_path / "bundle")
     model = random_model("test_vit", 3)
     with load(tmp_path / "bundle", "onnxruntime", allow_imprecise=True) as explainer:
         assert explainer.manifest.precision == "fp16"
