@@ -41,7 +41,8 @@ def _probabilities(
 ) -> Tensor:
     """(N,C) float32; `forward` instead of the model itself."""
     weights = next(model.parameters()).dtype
-    return (forward or model)(images.to(weights)).float().softmax(dim=1)
+    called = model if forward is None else forward
+    return called(images.to(weights)).float().softmax(dim=1)
 
 
 def _on_device(model: nn.Module, image: FloatArray) -> Tensor:

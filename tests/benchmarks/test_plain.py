@@ -49,6 +49,14 @@ def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
     np.testing.assert_allclose(one, ours[0], atol=1e-4)
 
 
+def test_a_compiled_model_is_called_and_not_asked_for_its_length(vit):
+    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    compiled = torch.compile(vit, backend="eager")
+    settings = {"threshold": 0.2, "noise_std": 0.0}
+    found = plain.batched(vit, image, 2, forward=compiled, **settings)
+    np.testing.assert_allclose(found, plain.batched(vit, image, 2, **settings), atol=1e-6)
+
+
 def test_a_model_with_16_bit_weights_gives_nearly_the_same_map(vit):
     """As on a GPU, where that is the fast way; bfloat16 keeps 8 bits."""
     image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
