@@ -63,7 +63,7 @@ def command(
     token = _read_token(token_file) if token_file else os.environ.get("VITCX_TOKEN")
     limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
-        # A pass of each graph before the first client, so that it does not pay for what is done once.
+        # A pass of each graph, so that the first client does not pay for what is done once.
         nothing = np.zeros((1, 3, *explainer.manifest.input_size), np.float32)
         explainer.session.encode(nothing)
         explainer.session.predict(nothing)
