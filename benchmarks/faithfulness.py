@@ -4,13 +4,15 @@
 the sensitivity of the maps to δ and σ, and draws coverage beside the map (figure 6); ``--model``
 with the weights also randomises the model from the head down and compares the maps (Adebayo et
 al., "Sanity checks for saliency maps", NeurIPS 2018). The bundle 'demo' needs neither: it draws
-its scenes, and its weights are read from its graph. The last line of the output is JSON.
+its scenes, and its weights are read from its graph. With ``--out``, a line for each picture and
+question is kept as it comes, and a run that was stopped, or is given more pictures, goes on. The
+last line of the output is JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from benchmarks.sources import DEMO
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
 from vitcx.evaluation.masks import mean_similarity, overdetermination
+from vitcx.evaluation.records import Records
+from vitcx.evaluation.speed import describe_run
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.models import timm_model
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
@@ -36,12 +40,17 @@ THRESHOLDS = (0.05, 0.07, 0.1, 0.15, 0.2)
 NOISES = (0.05, 0.1, 0.2, 0.4)
 
 
+# (3,H,W) normalised pixels by name.
+Pictures = dict[str, Any]
+
+
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--bundle", required=True, help="Folder, or 'demo'.")
 @click.option("--model", "name", help="timm name of the same model, for the sanity check.")
 @click.option("--checkpoint", type=click.Path(path_type=Path))
-@click.option("--limit", default=20, show_default=True)
+@click.option("--limit", default=20, show_default=True, help="Pictures.")
+@click.option("--sanity-limit", default=10, show_default=True, help="Of them, sanity check.")
 @click.option("--steps", default=28, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for figures and JSON.")
 def main(
@@ -50,6 +59,7 @@ def main(
     name: str | None,
     checkpoint: Path | None,
     limit: int,
+    sanity_limit: int,
     steps: int,
     out: Path | None,
 ) -> None:
@@ -59,50 +69,40 @@ def main(
     with load(bundle) as explainer:
         manifest = explainer.manifest
         if images:
-            pixels = [prepare(p, manifest).pixels for p in find_pictures(images)[:limit]]
+            found = find_pictures(images)[:limit]
+            pictures = {p.name: prepare(p, manifest).pixels for p in found}
         else:
             seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + limit)
-            pixels = [normalise(make_scene(seed).image, manifest) for seed in seeds]
-        similarities, impacts, coverages = [], [], []
-        for image in track(pixels, "masks", transient=True):
-            _, embedding = explainer.session.encode(image[None])
-            similarities.append(
-                mean_similarity(vit_masks(embedding[0], manifest.input_size), manifest.input_size)
-            )
-            result = explainer.explain(image)
-            impacts.append(result.impacts[0])
-            plain = explainer.explain(image, coverage_correction=False)
-            coverages.append(_rank(plain.saliency[0], plain.coverage))
-            if out is not None and len(impacts) == 1:
-                _figure(result, plain, out / "coverage.png")
-        report: dict[str, Any] = {
-            "pictures": len(pixels),
-            "mean_mask_similarity": vars(bootstrap(similarities)),
-            # JSON has no NaN: a variance that no picture gives is null.
-            "overdetermination": {
-                key: None if np.isnan(value) else value
-                for key, value in overdetermination(impacts).items()
-            },
-            "uncorrected_map_like_coverage": vars(bootstrap(coverages)),
-            "sensitivity": {},
-        }
+            pictures = {f"scene {s}": normalise(make_scene(s).image, manifest) for s in seeds}
+        context = {"model_sha256": manifest.files["model.onnx"], "steps": steps}
+        records = Records(None if out is None else out / "faithfulness.jsonl", context)
+        _measure_masks(explainer, pictures, records)
         settings = [{"distance_threshold": t} for t in THRESHOLDS]
         settings += [{"noise_std": s} for s in NOISES]
         for chosen in track(settings, "sensitivity", transient=True):
-            key = ", ".join(f"{k}={v}" for k, v in chosen.items())
-            report["sensitivity"][key] = _faithful(explainer, pixels, chosen, steps)
+            _measure_faithfulness(explainer, pictures, chosen, steps, records)
+        report = {
+            **describe_run(("vitcx", "onnxruntime", "numpy")),
+            "model": manifest.model_name,
+            "steps": steps,
+            **_sum_up(pictures, settings, records),
+        }
+        if out is not None:
+            picture = next(iter(pictures.values()))
+            plain = explainer.explain(picture, coverage_correction=False)
+            _figure(explainer.explain(picture), plain, out / "coverage.png")
         if name is not None or bundle == DEMO:
             module = (
                 embedded_module(explainer.bundle.model_path)
                 if name is None
                 else timm_model(name, checkpoint)[0]
             )
-            report["randomised"] = _sanity(module, explainer, pixels)
+            few = dict(list(pictures.items())[:sanity_limit])
+            report["randomised"] = _sanity(module, explainer, few, records)
     for key, value in report.items():
         click.echo(f"{key}: {value}")
     line = json.dumps(report)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "faithfulness.json").write_text(line + "\n", encoding="utf-8")
     click.echo(line)
 
@@ -111,46 +111,114 @@ def _rank(a: Any, b: Any) -> float:
     return float(spearmanr(a.ravel(), b.ravel()).statistic)
 
 
-def _faithful(
-    explainer: Explainer, pixels: list[Any], settings: dict[str, float], steps: int
-) -> dict[str, float]:
+def _key(settings: Mapping[str, float]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in settings.items())
+
+
+def _measure_masks(explainer: Explainer, pictures: Pictures, records: Records) -> None:
+    """Similarity, impacts and coverage of each picture's masks that `records` lacks."""
+    size = explainer.manifest.input_size
+    missing = {n: p for n, p in pictures.items() if f"masks|{n}" not in records}
+    for name, image in track(missing.items(), "masks", transient=True):
+        _, embedding = explainer.session.encode(image[None])
+        result = explainer.explain(image)
+        plain = explainer.explain(image, coverage_correction=False)
+        records.add(
+            f"masks|{name}",
+            similarity=mean_similarity(vit_masks(embedding[0], size), size),
+            impacts=result.impacts[0].tolist(),
+            like_coverage=_rank(plain.saliency[0], plain.coverage),
+        )
+
+
+def _measure_faithfulness(
+    explainer: Explainer,
+    pictures: Pictures,
+    settings: Mapping[str, float],
+    steps: int,
+    records: Records,
+) -> None:
+    """Insertion minus deletion with these settings, of the pictures that `records` lacks."""
+    key = _key(settings)
+    missing = {n: p for n, p in pictures.items() if f"{key}|{n}" not in records}
     masks: list[int] = []
 
     def questions() -> Iterator[Question]:
-        for image, result in zip(pixels, explainer.explain_many(pixels, **settings), strict=True):
+        results = explainer.explain_many(missing.values(), **settings)
+        for image, result in zip(missing.values(), results, strict=True):
             masks.append(len(result.masks))
             yield Question(image, result.saliency[0], result.targets[0])
 
-    found = [c.difference for c in score_curves(explainer.session, questions(), steps=steps)]
-    return {**vars(bootstrap(found)), "masks": float(np.mean(masks))}
+    curves = score_curves(explainer.session, questions(), steps=steps)
+    for place, (name, curve) in enumerate(zip(missing, curves, strict=True)):
+        records.add(f"{key}|{name}", difference=curve.difference, masks=masks[place])
 
 
-def _sanity(module: Any, explainer: Explainer, pixels: list[Any]) -> dict[str, float]:
-    """Rank correlation of maps, weights as trained against random from the head down, no noise."""
+def _sum_up(
+    pictures: Pictures, settings: Sequence[Mapping[str, float]], records: Records
+) -> dict[str, Any]:
+    lines = {record["key"]: record for record in records}
+    masks = [lines[f"masks|{name}"] for name in pictures]
+    sensitivity = {}
+    for key in map(_key, settings):
+        of_key = [lines[f"{key}|{name}"] for name in pictures]
+        sensitivity[key] = {
+            **vars(bootstrap([line["difference"] for line in of_key])),
+            "masks": float(np.mean([line["masks"] for line in of_key])),
+        }
+    return {
+        "pictures": len(pictures),
+        "mean_mask_similarity": vars(bootstrap([line["similarity"] for line in masks])),
+        # JSON has no NaN: a variance that no picture gives is null.
+        "overdetermination": {
+            key: None if np.isnan(value) else value
+            for key, value in overdetermination(
+                [np.array(line["impacts"], dtype=np.float32) for line in masks]
+            ).items()
+        },
+        "uncorrected_map_like_coverage": vars(bootstrap([line["like_coverage"] for line in masks])),
+        "sensitivity": sensitivity,
+    }
+
+
+def _sanity(
+    module: Any, explainer: Explainer, pictures: Pictures, records: Records
+) -> dict[str, Any]:
+    """Rank correlation of maps, weights as trained against random from the head down, no noise.
+
+    Layers are made random in order whether or not their lines are there: the weights of a run that
+    goes on are those of one that was not stopped.
+    """
     import torch
 
     from benchmarks import plain
 
-    classes = [int(explainer.session.predict(p[None])[0].argmax()) for p in pixels]
+    classes = {n: int(explainer.session.predict(p[None])[0].argmax()) for n, p in pictures.items()}
 
-    def maps() -> list[Any]:
-        return [
-            plain.batched(module, p, c, noise_std=0.0) for p, c in zip(pixels, classes, strict=True)
-        ]
+    def explain(name: str) -> Any:
+        return plain.batched(module, pictures[name], classes[name], noise_std=0.0)
 
-    trained = maps()
-    torch.manual_seed(0)
     layers: dict[str, Any] = {"head": module.head}
     layers |= {f"block {i}": block for i, block in reversed(list(enumerate(module.blocks)))}
     layers["patch embedding"] = module.patch_embed
-    found = {}
-    for label, layer in track(layers.items(), "sanity check", transient=True):
+    keys = {label: [f"random {label}|{name}" for name in pictures] for label in layers}
+    trained = {}
+    if any(key not in records for of_label in keys.values() for key in of_label):
+        trained = {name: explain(name) for name in track(pictures, "trained", transient=True)}
+    for number, (label, layer) in enumerate(track(layers.items(), "sanity check", transient=True)):
+        torch.manual_seed(number)  # whatever was drawn, or left out, for the layers before
         for part in layer.modules():
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
-        scores = [_rank(a, np.nan_to_num(b)) for a, b in zip(trained, maps(), strict=True)]
-        found[label] = float(np.mean(scores))
-    return found
+        for name, key in zip(pictures, keys[label], strict=True):
+            if key not in records:
+                records.add(key, correlation=_rank(trained[name], np.nan_to_num(explain(name))))
+    lines = {record["key"]: record for record in records}
+    found = {
+        label: float(np.mean([lines[key]["correlation"] for key in of_label]))
+        for label, of_label in keys.items()
+    }
+    return {"pictures": len(pictures), "mean_rank_correlation": found}
 
 
 def _figure(result: Any, plain: Any, path: Path) -> None:
