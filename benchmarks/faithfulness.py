@@ -74,7 +74,7 @@ def main(
         else:
             seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + limit)
             pictures = {f"scene {s}": normalise(make_scene(s).image, manifest) for s in seeds}
-        context = {"model_sha256": manifest.files["model.onnx"], "steps": steps}
+        context = {"model_sha256": manifest.model_sha256, "steps": steps}
         records = Records(None if out is None else out / "faithfulness.jsonl", context)
         _measure_masks(explainer, pictures, records)
         settings = [{"distance_threshold": t} for t in THRESHOLDS]

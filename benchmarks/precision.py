@@ -121,7 +121,7 @@ def _faithfulness(
     encoder: str,
 ) -> dict[str, dict[str, float]]:
     manifest = source.manifest
-    context = {"model_sha256": manifest.files[MODEL_NAME], "steps": STEPS, "encoder": encoder}
+    context = {"model_sha256": manifest.model_sha256, "steps": STEPS, "encoder": encoder}
     records = Records(path, context)
     reference, reduced = opened["fp32"], {n: e for n, e in opened.items() if n != "fp32"}
     for picture in pictures:

@@ -194,7 +194,7 @@ def main(
             assert model.explainer is not None
             manifest = model.explainer.manifest
             context = {
-                "model_sha256": manifest.files["model.onnx"],
+                "model_sha256": manifest.model_sha256,
                 "steps": steps,
                 "canvas": canvas,
                 "squash": squash,

@@ -13,6 +13,7 @@ embedding that is off by a little can give other masks, and with them another ma
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import typing
@@ -94,6 +95,17 @@ class Manifest:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def model_sha256(self) -> str:
+        """What tells the model from another: the digest of its file, or of those of all its files.
+
+        Weights may lie beside the graph, and the encoder is a graph of its own.
+        """
+        if len(self.files) == 1:
+            return self.files[MODEL_NAME]
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest as JSON text, two-space indented, in the order of the attributes."""

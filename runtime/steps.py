@@ -182,7 +182,7 @@ class Steps:
             "model": self.manifest.model_name,
             "layer": self.manifest.layer,
             "precision": self.manifest.precision,
-            "model_sha256": self.manifest.files["model.onnx"],
+            "model_sha256": self.manifest.model_sha256,
             "engine": self.session.engine,
             "device": self.session.device,
             "execution_precision": computed_in,

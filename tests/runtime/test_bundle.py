@@ -41,6 +41,11 @@ def test_what_encodes_is_the_bundle_itself_or_the_float32_graph_beside_it(folder
         bundle.manifest, precision="int8", files=files, precision_figures={"images": 1.0}
     )
     write_manifest(folder, manifest)
+    # Another encoder makes other masks: it is another model.
+    assert bundle.manifest.model_sha256 == bundle.manifest.files["model.onnx"]
+    others = [{**files, "encoder.onnx": "0" * 64}, {"model.onnx": files["model.onnx"]}]
+    digests = [dataclasses.replace(manifest, files=f).model_sha256 for f in (files, *others)]
+    assert len(set(digests)) == 3
     mixed = read_bundle(folder)
     assert mixed.model_path.read_bytes() == b"graph"
     assert mixed.encoder.model_path.read_bytes() == b"exact"

@@ -98,7 +98,7 @@ def command(
             )
 
         context = {
-            "model_sha256": manifest.files["model.onnx"],
+            "model_sha256": manifest.model_sha256,
             "steps": steps,
             "canvas": canvas,
             "squash": squash,

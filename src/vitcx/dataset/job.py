@@ -201,7 +201,7 @@ class Job:
             "settings": asdict(template.settings),
             "output": asdict(self._output),
             "model": explainer.manifest.model_name,
-            "model_sha256": explainer.manifest.files["model.onnx"],
+            "model_sha256": explainer.manifest.model_sha256,
             "engine": explainer.session.engine,
             "batch_size": explainer.session.batch_size,
         }
