@@ -39,6 +39,8 @@ class _Station(Closing):
     What is opened is closed in the opposite order, once the stream is at rest.
     """
 
+    _profile: str  # the kind's own
+
     def __init__(
         self,
         library: Library,
@@ -46,10 +48,9 @@ class _Station(Closing):
         gpu: Gpu,
         manifest: Manifest,
         shapes: Shapes,
-        profile: str,
     ) -> None:
         self._gpu = gpu
-        images = shapes.images(profile)[1]
+        images = shapes.images(self._profile)[1]
         self._shape = (images, 3, *manifest.input_size)
         doing = f"{library.flavour}: opening a context for {images} images"
         with device_errors(doing):
@@ -67,7 +68,8 @@ class _Station(Closing):
                         (EMBEDDING, (manifest.channels, *manifest.grid)),
                     )
                 }
-                self._context = own(Context(library, engine, gpu, self._stream, shapes, profile))
+                context = Context(library, engine, gpu, self._stream, shapes, self._profile)
+                self._context = own(context)
                 self._context.bind(INPUT, self._input)
                 for name, array in self._outputs.items():
                     self._context.bind(name, array)
@@ -105,15 +107,7 @@ class _Station(Closing):
 class EncodeStation(_Station):
     """Encodes 1 to `shapes.encode_images` images."""
 
-    def __init__(
-        self,
-        library: Library,
-        engine: trt.ICudaEngine,
-        gpu: Gpu,
-        manifest: Manifest,
-        shapes: Shapes,
-    ) -> None:
-        super().__init__(library, engine, gpu, manifest, shapes, ENCODE)
+    _profile = ENCODE
 
     def _prepare(self, own: Any) -> None:
         self._pinned_images = own(PinnedBuffer(self._input.nbytes))
@@ -144,6 +138,8 @@ class ScoreStation(_Station):
     scores.
     """
 
+    _profile = SCORE
+
     def __init__(
         self,
         library: Library,
@@ -156,7 +152,7 @@ class ScoreStation(_Station):
         self._kernels = kernels
         self._library = library
         self._pinned_images: PinnedBuffer | None = None
-        super().__init__(library, engine, gpu, manifest, shapes, SCORE)
+        super().__init__(library, engine, gpu, manifest, shapes)
 
     def _prepare(self, own: Any) -> None:
         self._blender = own(Blender(self._gpu, self._kernels, self._stream))
