@@ -178,8 +178,16 @@ def test_concurrent_requests_share_batches(bundle: str) -> None:
 
 def test_token(bundle: str) -> None:
     with serving(bundle, token="s3cret") as (_, client):
-        assert client.get("healthz").status_code == 200
-        assert client.get("metrics").status_code == 401
+        for probe, said in (
+            ("healthz", {"status": "alive"}),
+            ("readyz", {"status": "ready"}),
+            ("v2/health/live", {"live": True}),
+            ("v2/health/ready", {"ready": True}),
+        ):
+            answer = client.get(probe)
+            assert (answer.status_code, answer.json()) == (200, said)
+        closed = ("metrics", "openapi.json", "v1/classes", "v2", "v2/models/tiny/ready")
+        assert {client.get(path).status_code for path in closed} == {401}
         wrong = client.post(
             "v1/explain", files={"image": png()}, headers={"Authorization": "Bearer s3cre"}
         )

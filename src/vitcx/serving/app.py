@@ -79,7 +79,7 @@ def make_app(
     Parameters
     ----------
     limits : what is taken on; None takes the defaults.
-    token : a bearer token that every request but health probes must carry.
+    token : a bearer token that requests must carry, but those for the page and the probes.
     """
     limits = limits or Limits()
     desk = Desk(explainer, limits)

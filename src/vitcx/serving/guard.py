@@ -12,8 +12,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-# Probes of an orchestrator carry no token; the page holds no secrets and asks for the token itself.
-OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz"})
+# The page holds no secrets and asks for the token itself.
+PAGE_PATHS = frozenset({"/", "/page.js", "/page.css"})
+# Probes of an orchestrator carry no token; these say up or not and ready or not, and nothing else.
+# A model's own readiness is not among them: it tells which names there are.
+PROBE_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = PAGE_PATHS | PROBE_PATHS
 
 
 class BodyTooLarge(Exception):
