@@ -89,7 +89,7 @@ def main() -> int:
             "runs_that_finished_between": finished,
             "exit_codes": {"undisturbed": code, "last": last},
             "byte_for_byte": same,
-            "left_behind": sorted(path.name for path in rough.glob(".*")),
+            "left_behind": sorted(path.name for path in rough.rglob(".*")),
             "undisturbed_s": round(whole, 1),
         }
     print(json.dumps(report))

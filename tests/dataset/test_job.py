@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -52,8 +53,8 @@ def arguments(source: object, out: Path, bundle: str, *more: str) -> list[str]:
     return ["dataset", str(source), "--out", str(out), *fixed, *more]
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("part-*.parquet"))}
+def contents(out: Path, pattern: str = "part-*.parquet") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob(pattern))}
 
 
 def test_a_folder_becomes_shards_and_reads_back(
@@ -177,6 +178,76 @@ def test_a_damaged_or_lost_shard_is_made_again(pictures: Path, tmp_path: Path, b
     assert not list(out.glob(".*"))
 
 
+def test_a_bit_that_flipped_in_a_saliency_is_found(
+    pictures: Path, tmp_path: Path, bundle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    words = arguments(pictures, out, bundle, "--shard-size", "5")
+    assert main(words) == 2
+    whole, digests = contents(out), contents(out / "_digests", "*")
+    for name, digest in digests.items():
+        shard = name.replace(".sha256", ".parquet")
+        assert digest.decode() == f"{hashlib.sha256(whole[shard]).hexdigest()}  {shard}\n"
+    assert len(digests) == len(whole) == 5
+    path = out / "part-00001.parquet"
+    column = pq.ParquetFile(path).metadata.row_group(0).column(5)
+    assert column.path_in_schema.startswith("saliency.")
+    damaged = bytearray(whole[path.name])
+    damaged[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(damaged)
+    assert main([*words, "--resume"]) == 2
+    assert contents(out) == whole
+    assert contents(out / "_digests", "*") == digests
+    assert caplog.messages == [f"'{path}' is damaged: it is made again"]
+
+
+def test_a_shard_of_an_older_vitcx_has_no_digest_and_is_taken(
+    pictures: Path, tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = arguments(pictures / "0[0-5].png", out, bundle, "--shard-size", "2")
+    assert main(words) == 0
+    whole = contents(out)
+    shutil.rmtree(out / "_digests")
+    (out / "part-00001.parquet").write_bytes(whole["part-00001.parquet"][:-9])
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    assert "4 were there already" in capsys.readouterr().out
+    assert contents(out) == whole
+    assert list(contents(out / "_digests", "*")) == ["part-00001.sha256"]
+
+
+def test_killed_between_a_digest_and_its_shard_costs_that_shard(
+    pictures: Path,
+    tmp_path: Path,
+    bundle: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    words = arguments(pictures / "0[0-5].png", out, bundle, "--shard-size", "2")
+    real = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name == "part-00001.parquet":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    assert main(words) == 1
+    monkeypatch.undo()
+    assert list(contents(out)) == ["part-00000.parquet"]
+    assert list(contents(out / "_digests", "*")) == ["part-00000.sha256", "part-00001.sha256"]
+    (out / "_digests" / ".part-00001.abc.sha256").write_bytes(b"left behind")
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    assert "2 were there already" in capsys.readouterr().out
+    assert not list(out.rglob(".*"))
+    for path in out.glob("part-*.parquet"):
+        line = (out / "_digests" / f"{path.stem}.sha256").read_text()
+        assert line.startswith(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def test_overlays_within_the_source_are_no_new_pictures(tmp_path: Path, bundle: str) -> None:
     for i in range(4):
         Image.fromarray(random_picture(i)).save(tmp_path / f"{i}.png")
@@ -221,7 +292,7 @@ def test_the_description_is_on_the_disk_before_any_shard(
     monkeypatch.setattr(os, "fsync", watched)
     main(arguments(pictures / "0[0-3].png", tmp_path / "out", bundle))
     kinds = [name.partition(".")[2].partition(".")[0] or name for name in flushed]
-    assert kinds == ["_job", "out", "part-00000", "out"]
+    assert kinds == ["_job", "out", "part-00000", "_digests", "part-00000", "out"]
 
 
 def test_a_full_disk_is_said_and_the_job_goes_on_later(

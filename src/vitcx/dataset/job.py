@@ -3,26 +3,29 @@
 The list of pictures is cut into shards by position alone. A shard is explained from its first
 picture to its last by one pipeline, and appears on disk when it is whole; nothing else records
 progress. So a job that was killed repeats at most one shard, and repeats it bit for bit: what
-shares a batch with what depends on the shard alone.
+shares a batch with what depends on the shard alone. A shard's digest stands beside it: one that has
+changed since is made again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcx.dataset.shards import errors_in, pictures_in, rows_of, write_shard
+from vitcx.dataset.shards import DIGESTS_NAME, errors_in, is_whole, rows_of, write_shard
 from vitcx.dataset.sources import Item, digest_of
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
 
-# Readers of Parquet folders pass over names that begin with an underscore.
+log = logging.getLogger("vitcx")
+
 JOB_NAME, OVERLAYS_NAME = "_job.json", "_overlays"
 JOB_SCHEMA = 1
 MOST_STEM_BYTES = 180
@@ -107,8 +110,8 @@ class Job:
         return list(enumerate(part, start=first))
 
     def is_done(self, shard: int) -> bool:
-        """Whether the shard is on disk and whole."""
-        return pictures_in(self.shard_path(shard)) == len(self.items_of(shard))
+        """Whether the shard is on disk as it was written; reads all of it."""
+        return is_whole(self.shard_path(shard), len(self.items_of(shard)))
 
     def run(self, progress: Callable[[int, bool], None] = lambda pictures, new: None) -> Summary:
         """Write the shards that are not there yet.
@@ -130,7 +133,9 @@ class Job:
         return Summary(total, total - failed, failed, already, self.shard_count)
 
     def run_shard(self, shard: int, progress: Callable[[], None] = lambda: None) -> None:
-        """Explain the pictures of one shard and write it."""
+        """Explain the pictures of one shard and write it, also in the place of a damaged one."""
+        if self.shard_path(shard).exists():
+            log.warning("'%s' is damaged: it is made again", self.shard_path(shard))
         numbered = self.items_of(shard)
         requests = (
             self._explainer.request(
@@ -181,6 +186,7 @@ class Job:
             *self._out.glob(".part-*.parquet"),
             *self._out.glob("._job.*.json"),
             *self._out.glob(f"{OVERLAYS_NAME}/.*.png"),
+            *self._out.glob(f"{DIGESTS_NAME}/.*.sha256"),
         ]:
             left.unlink(missing_ok=True)
         if not path.exists():

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitcx.dataset.sources import Item
-from vitcx.runtime.digests import replacing
+from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explanation import Explanation
 
+# Readers of Parquet folders pass over names that begin with an underscore.
+DIGESTS_NAME = "_digests"
 RESOLUTIONS = ("patch", "full")
 DTYPES = ("float16", "float32")
 
@@ -100,12 +102,41 @@ def at_patches(saliency: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[
     return np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BOX), dtype=np.float32)
 
 
+def digest_path(path: Path) -> Path:
+    """Where a shard's SHA-256 stands, as `sha256sum --check` reads it."""
+    return path.parent / DIGESTS_NAME / f"{path.stem}.sha256"
+
+
 def write_shard(path: Path, rows: list[dict[str, Any]], dtype: str) -> None:
-    """Write a shard, whole or not at all, also through a loss of power."""
+    """Write a shard and its digest, whole or not at all, also through a loss of power.
+
+    The digest goes first: who is killed between the two leaves a shard that is missing, or an older
+    one that does not match, and never a new one that nothing vouches for.
+    """
     pa, parquet = import_pyarrow()
     table = pa.Table.from_pylist(rows, schema=schema(dtype))
     with replacing(path, durable=True) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
+        with replacing(digest_path(path), durable=True) as digest:
+            digest.write_bytes(_digest_line(temporary, path.name))
+
+
+def is_whole(path: Path, pictures: int) -> bool:
+    """Whether a shard is on the disk as it was written.
+
+    One without a digest was written by a vitcx that kept none: it must open and hold `pictures`.
+    """
+    if not path.is_file():
+        return False
+    try:
+        expected = digest_path(path).read_bytes()
+    except FileNotFoundError:
+        return pictures_in(path) == pictures
+    return _digest_line(path, path.name) == expected
+
+
+def _digest_line(file: Path, name: str) -> bytes:
+    return f"{sha256_of(file)}  {name}\n".encode()
 
 
 def pictures_in(path: Path) -> int | None:
