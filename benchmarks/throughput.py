@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks.contenders import AUTHORS, TORCH, Call, Contender, Workshop, parse_bundle
 from benchmarks.footprint import measure
 from benchmarks.speed_table import draw_table
-from vitcx.commands.progress import progress_bar
+from vitcx.commands.progress import progress_bar, skip
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
 from vitcx.evaluation.precision import rank_correlation
@@ -193,9 +193,9 @@ def _time(
         for turn in range(wanted):
             round_, item = divmod(turn, len(pixels))
             key = f"turn {round_} {names[item]}"
-            bar.advance(task)
             done = [r for r in records if r["key"].startswith(f"{key} ")]
             if {r["label"] for r in done} >= set(order):
+                skip(bar, task, 1)
                 continue
             shift = turn % len(order)
             answers = {}
@@ -219,6 +219,7 @@ def _time(
                     facts=answers[label][1],
                     insertion_minus_deletion=scores.get(label),
                 )
+            bar.advance(task)
 
 
 def _results(

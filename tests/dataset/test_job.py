@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from PIL import Image
 
 from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.cli import main
+from vitcx.commands.progress import progress_bar
+from vitcx.dataset.job import Summary
 from vitcx.dataset.sources import list_items
 from vitcx.runtime.errors import InputError
 
@@ -319,6 +322,33 @@ def test_a_full_disk_is_said_and_the_job_goes_on_later(
     monkeypatch.undo()
     assert main(arguments(pictures, out, bundle, "--shard-size", "5", "--resume")) == 2
     assert contents(out) == contents(undisturbed)
+
+
+def test_the_time_left_is_judged_by_what_was_made_now(
+    pictures: Path, tmp_path: Path, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, bars = [0.0], []
+
+    def bar(*columns: object, **options: object) -> object:
+        bars.append(progress_bar(wanted=False))
+        bars[0].get_time = lambda: clock[0]
+        return bars[0]
+
+    def run(job: object, progress: Callable[[int, bool], None]) -> Summary:
+        for _ in range(2):
+            progress(5, False)
+        for _ in range(3):
+            clock[0] += 10
+            progress(1, True)
+        (task,) = bars[0].tasks
+        assert (task.completed, task.time_remaining) == (13, 100)  # ten more, of ten seconds each
+        progress(10, False)
+        assert task.finished
+        return Summary(23, 23, 0, 20, 5)
+
+    monkeypatch.setattr("vitcx.commands.dataset.progress_bar", bar)
+    monkeypatch.setattr("vitcx.commands.dataset.Job.run", run)
+    assert main(arguments(pictures, tmp_path / "out", bundle)) == 0
 
 
 def run_and_kill(words: list[str], after: float, how: signal.Signals) -> int:

@@ -13,7 +13,7 @@ from rich.progress import TextColumn, TimeElapsedColumn
 
 from vitcx.commands.explain import parse_targets
 from vitcx.commands.options import engine_options, setting_options
-from vitcx.commands.progress import progress_bar
+from vitcx.commands.progress import progress_bar, skip
 from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
@@ -82,8 +82,11 @@ def command(
             bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")
 
             def advance(pictures: int, new: bool) -> None:
-                fresh = progress.tasks[0].fields["fresh"] + (pictures if new else 0)
-                rate = f"{fresh / max(time.monotonic() - start, 1e-9):.1f}/s" if fresh else ""
+                if not new:
+                    skip(progress, bar, pictures)
+                    return
+                fresh = progress.tasks[0].fields["fresh"] + pictures
+                rate = f"{fresh / max(time.monotonic() - start, 1e-9):.1f}/s"
                 progress.update(bar, advance=pictures, fresh=fresh, rate=rate)
 
             if on_ray:

@@ -8,6 +8,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -33,3 +34,9 @@ def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool 
         transient=transient,
         disable=not (wanted and console.is_terminal),
     )
+
+
+def skip(progress: Progress, task: TaskID, count: int) -> None:
+    """Count what had been done before: unlike `advance`, it is no part of the speed."""
+    progress.tasks[progress.task_ids.index(task)].completed += count
+    progress.update(task)
