@@ -8,14 +8,11 @@ more pictures or rounds goes on. The last line of the output is JSON.
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import (
     PAUSE_SECONDS,
-    describe_machine,
+    describe_run,
     matrix_rate,
     packed_rate,
     ratios,
@@ -118,11 +115,9 @@ def main(
                     rate = packed_rate(explainer, pixels, {"estimator": contender.estimator})
                     records.add(f"packed {label}", kind="packed", label=label, per_second=rate)
         report = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": describe_machine(),
-            "threads": threads or "all cores",
-            "versions": {"python": platform.python_version(), **_versions()},
+            **describe_run(PACKAGES),
             **context,
+            "threads": threads or "all cores",
             "pictures": len(pictures),
             "rounds": rounds,
             "steps": steps,
@@ -269,16 +264,6 @@ def _results(
 
 def _scores(turns: list[dict[str, Any]]) -> list[float]:
     return [r["insertion_minus_deletion"] for r in turns if r["round"] == 0]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _forward_flops(module: Any, size: tuple[int, int]) -> int:

@@ -3,6 +3,7 @@ times."""
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import growth
 from benchmarks.contenders import Contender, Workshop, parse_bundle
-from vitcx.evaluation.speed import peak_memory, ratios
+from vitcx.evaluation.speed import describe_run, peak_memory, ratios
 from vitcx.runtime.demo.scenes import make_scene
 from vitcx.runtime.errors import InputError
 
@@ -29,6 +30,12 @@ def test_the_authors_code_is_asked_for_by_place():
 
 def test_ratios_are_of_neighbouring_calls():
     assert ratios([2, 4, 12], [1, 1, 3]) == {"q25": 3, "median": 4, "q75": 4}
+
+
+def test_a_run_says_what_is_not_installed():
+    described = describe_run(("numpy", "no-such-package"))
+    assert described["versions"]["numpy"] == np.__version__
+    assert described["versions"]["no-such-package"] == "not installed"
 
 
 def test_memory_is_this_process_own():

@@ -104,7 +104,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_run(packages: Sequence[str]) -> dict[str, Any]:
-    """What a result is recorded with: date, machine, versions, and the command, paths by name."""
+    """What a result is recorded with: date, machine, versions, and the command, paths by name.
+
+    A package that is not installed is said to be so: a run may not need all of them.
+    """
     words = [Path(word).name or word for word in sys.argv]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -112,9 +115,16 @@ def describe_run(packages: Sequence[str]) -> dict[str, Any]:
         "machine": describe_machine(),
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in packages},
+            **{package: _version(package) for package in packages},
         },
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def ratios(reference: Sequence[float], samples: Sequence[float]) -> dict[str, float]:
