@@ -34,7 +34,7 @@ from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.masks import vit_masks
-from vitcx.runtime.preprocess import normalise, prepare
+from vitcx.runtime.preprocess import denormalise, normalise, prepare
 
 THRESHOLDS = (0.05, 0.07, 0.1, 0.15, 0.2)
 NOISES = (0.05, 0.1, 0.2, 0.4)
@@ -88,9 +88,12 @@ def main(
             **_sum_up(pictures, settings, records),
         }
         if out is not None:
+            from benchmarks.figures import draw_coverage  # needs the extra plot
+
             picture = next(iter(pictures.values()))
             plain = explainer.explain(picture, coverage_correction=False)
-            _figure(explainer.explain(picture), plain, out / "coverage.png")
+            drawn = denormalise(picture, manifest)
+            draw_coverage(drawn, explainer.explain(picture), plain, out / "coverage.jpg")
         if name is not None or bundle == DEMO:
             module = (
                 embedded_module(explainer.bundle.model_path)
@@ -219,23 +222,6 @@ def _sanity(
         for label, of_label in keys.items()
     }
     return {"pictures": len(pictures), "mean_rank_correlation": found}
-
-
-def _figure(result: Any, plain: Any, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, values, title in zip(
-        figure.subplots(1, 3),
-        (plain.coverage, plain.saliency[0], result.saliency[0]),
-        ("coverage ρ", "map, not corrected", "map, corrected"),
-        strict=True,
-    ):
-        axes.imshow(values, cmap="magma")
-        axes.set_title(title)
-        axes.set_axis_off()
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
