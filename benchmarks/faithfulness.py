@@ -19,13 +19,13 @@ from typing import Any
 import click
 import numpy as np
 from rich.progress import track
-from scipy.stats import spearmanr
 
 from benchmarks.embedded import embedded_module
 from benchmarks.sources import DEMO
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
 from vitcx.evaluation.masks import mean_similarity, overdetermination
+from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import describe_run
 from vitcx.evaluation.subjects import find_pictures
@@ -110,10 +110,6 @@ def main(
     click.echo(line)
 
 
-def _rank(a: Any, b: Any) -> float:
-    return float(spearmanr(a.ravel(), b.ravel()).statistic)
-
-
 def _key(settings: Mapping[str, float]) -> str:
     return ", ".join(f"{k}={v}" for k, v in settings.items())
 
@@ -130,7 +126,7 @@ def _measure_masks(explainer: Explainer, pictures: Pictures, records: Records) -
             f"masks|{name}",
             similarity=mean_similarity(vit_masks(embedding[0], size), size),
             impacts=result.impacts[0].tolist(),
-            like_coverage=_rank(plain.saliency[0], plain.coverage),
+            like_coverage=rank_correlation(plain.saliency[0], plain.coverage),
         )
 
 
@@ -215,13 +211,14 @@ def _sanity(
                 part.reset_parameters()
         for name, key in zip(pictures, keys[label], strict=True):
             if key not in records:
-                records.add(key, correlation=_rank(trained[name], np.nan_to_num(explain(name))))
+                found = np.nan_to_num(explain(name))
+                records.add(key, correlation=rank_correlation(trained[name], found))
     lines = {record["key"]: record for record in records}
-    found = {
+    means = {
         label: float(np.mean([lines[key]["correlation"] for key in of_label]))
         for label, of_label in keys.items()
     }
-    return {"pictures": len(pictures), "mean_rank_correlation": found}
+    return {"pictures": len(pictures), "mean_rank_correlation": means}
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from benchmarks.gpu.checkout import ROOT
 from benchmarks.gpu.contest import OURS, Pictures, chosen, contenders, contest
 from benchmarks.gpu.operations import operations_of_a_pass
 from benchmarks.gpu.probe import matrix_rates, probe, run_tests
 from benchmarks.gpu.report import Report, default_path, line_of
+from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.speed import summary
 from vitcx.kernels.blend import Job
 from vitcx.kernels.errors import DeviceError
@@ -117,7 +117,7 @@ def map_parity(ours: Explainer, cpu: Explainer, pictures: Pictures) -> dict[str,
     ]
     return {
         "saliency": [float(np.abs(a - b).max()) for a, b in maps],
-        "saliency_rank_correlation": [float(spearmanr(a, b).statistic) for a, b in maps],
+        "saliency_rank_correlation": [rank_correlation(a, b) for a, b in maps],
     }
 
 

@@ -61,3 +61,14 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert 0 < whole["mean_mask_similarity"]["mean"] <= 1
     with Image.open(tmp_path / "whole" / "coverage.jpg") as drawn:
         assert np.asarray(drawn).std() > 0
+
+
+def test_maps_that_are_flat_have_a_rank_correlation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = np.zeros((96, 96), np.float32)
+    monkeypatch.setattr("benchmarks.plain.batched", lambda *a, **k: flat)
+    monkeypatch.setattr(faithfulness, "THRESHOLDS", (0.2,))
+    monkeypatch.setattr(faithfulness, "NOISES", ())
+    found = set(run(tmp_path, 1)["randomised"]["mean_rank_correlation"].values())
+    assert found == {1.0}
