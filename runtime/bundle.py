@@ -107,6 +107,13 @@ class Manifest:
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    @property
+    def encoder(self) -> Manifest:
+        """What it says of the graph that encodes: float32 where that is one of its own."""
+        if ENCODER_NAME not in self.files:
+            return self
+        return dataclasses.replace(self, precision="fp32", precision_figures={})
+
     def to_json(self) -> str:
         """The manifest as JSON text, two-space indented, in the order of the attributes."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -210,9 +217,9 @@ class Bundle:
         """What gives a picture's probabilities and embedding: the float32 graph if the bundle has
         one beside its own, else the bundle itself.
         """
-        if ENCODER_NAME not in self.manifest.files or self.graph_name == ENCODER_NAME:
+        exact = self.manifest.encoder
+        if exact is self.manifest or self.graph_name == ENCODER_NAME:
             return self
-        exact = dataclasses.replace(self.manifest, precision="fp32", precision_figures={})
         return Bundle(self.path, exact, ENCODER_NAME)
 
 

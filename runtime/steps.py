@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.aggregation import aggregate
-from vitcx.runtime.bundle import ENCODER_NAME, Manifest
+from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.clustering import cluster
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.estimators import Estimator, choose_estimator
@@ -177,7 +177,8 @@ class Steps:
 
     def _provenance(self) -> dict[str, str]:
         computed_in = self.session.precision or self.manifest.precision
-        encoded_in = "fp32" if ENCODER_NAME in self.manifest.files else computed_in
+        encoder = self.manifest.encoder
+        encoded_in = computed_in if encoder is self.manifest else encoder.precision
         return {
             "model": self.manifest.model_name,
             "layer": self.manifest.layer,

@@ -35,6 +35,7 @@ def test_what_was_written_is_read(folder):
 def test_what_encodes_is_the_bundle_itself_or_the_float32_graph_beside_it(folder):
     bundle = read_bundle(folder)
     assert bundle.encoder is bundle
+    assert bundle.manifest.encoder is bundle.manifest
     (folder / "encoder.onnx").write_bytes(b"exact")
     files = {name: sha256_of(folder / name) for name in ("model.onnx", "encoder.onnx")}
     manifest = dataclasses.replace(
@@ -48,6 +49,7 @@ def test_what_encodes_is_the_bundle_itself_or_the_float32_graph_beside_it(folder
     assert len(set(digests)) == 3
     mixed = read_bundle(folder)
     assert mixed.model_path.read_bytes() == b"graph"
+    assert mixed.encoder.manifest == mixed.manifest.encoder
     assert mixed.encoder.model_path.read_bytes() == b"exact"
     assert (mixed.manifest.precision, mixed.encoder.manifest.precision) == ("int8", "fp32")
     exact = mixed.encoder
