@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_precision
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.speed import describe_run
+from vitcx.evaluation.speed import describe_run, interleave
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.measuring import open_graph
 from vitcx.export.precision import AVAILABLE
@@ -140,13 +139,10 @@ def _faithfulness(
 def _speed(opened: dict[str, Explainer], batch: Any, rounds: int) -> dict[str, dict[str, Any]]:
     """Images a second, and times faster than fp32 round by round: median, least and most."""
     sessions = {name: explainer.session for name, explainer in opened.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(rounds + 1):
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.predict(batch)
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+    for session in sessions.values():
+        session.predict(batch)  # warm
+    calls = {n: lambda _, s=session: s.predict(batch) for n, session in sessions.items()}
+    seconds = interleave(calls, 1, rounds)
     found = {}
     for name, samples in seconds.items():
         ratios = [a / b for a, b in zip(seconds["fp32"], samples, strict=True)]
