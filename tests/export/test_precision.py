@@ -15,12 +15,13 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from vitcx.cli import main
-from vitcx.export import export_model, measuring, to_onnx
+from vitcx.export import export_model, exporting, measuring, to_onnx
 from vitcx.export.half import write_half, write_rounded
 from vitcx.export.int8 import write_int8
 from vitcx.export.precision import AVAILABLE
 from vitcx.export.reduced import write_reduced
 from vitcx.runtime.bundle import Bundle, read_bundle
+from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.explainer import load
 from vitcx.runtime.precision_limits import LIMITS
@@ -301,6 +302,20 @@ def test_a_reduced_bundle_encodes_in_float32_and_scores_in_its_precision(
         export_model(module, tmp_path / "other", precision="int8", encoder="int8")
 
 
+def test_each_file_of_a_reduced_precision_is_digested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested: list[str] = []
+
+    def noted(path: Path) -> str:
+        digested.append(f"{path.parent.name}/{path.name}")
+        return sha256_of(path)
+
+    monkeypatch.setattr(exporting, "sha256_of", noted)
+    export_model(tiny.make("vit"), tmp_path / "bundle", precision="int8")
+    assert sorted(digested) == ["new/encoder.onnx", "new/model.onnx"]
+
+
 def test_an_encoder_of_large_weights_has_a_file_of_its_own_for_them(
     vit_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +386,6 @@ def test_a_bfloat16_bundle_says_which_engines_it_is_for(
     from dataclasses import replace
 
     from vitcx.runtime.bundle import write_manifest
-    from vitcx.runtime.digests import sha256_of
 
     write_half(vit_bundle.model_path, tmp_path / "model.onnx", "bf16")
     files = {"model.onnx": sha256_of(tmp_path / "model.onnx")}
