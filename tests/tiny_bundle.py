@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,22 @@ from vitcx.runtime.digests import sha256_of
 
 SIZE, PATCH, CHANNELS, CLASSES = 32, 8, 6, 5
 OPSET = 20
+
+
+def make_manifest(**fields: Any) -> Manifest:
+    """A manifest of a float32 model of tests; `fields` are what it says of that model."""
+    return Manifest(
+        layer="norm1",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        crop_fraction=1.0,
+        crop_mode="center",
+        interpolation="bilinear",
+        distance_threshold=0.1,
+        opset=OPSET,
+        precision="fp32",
+        **fields,
+    )
 
 
 def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
@@ -50,23 +67,14 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(folder / "model.onnx"))
-    manifest = Manifest(
+    manifest = make_manifest(
         model_name="tiny",
         source="random weights, for tests",
-        layer="norm1",
         layer_path="embedding",
         input_size=(SIZE, SIZE),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_fraction=1.0,
-        crop_mode="center",
-        interpolation="bilinear",
         grid=(grid, grid),
         channels=CHANNELS,
         class_names=("ant", "bee", "cat", "dog", "elk"),
-        distance_threshold=0.1,
-        opset=OPSET,
-        precision="fp32",
         files={"model.onnx": sha256_of(folder / "model.onnx")},
     )
     write_manifest(folder, manifest)

@@ -10,23 +10,6 @@ from benchmarks.methods import attention, relevance  # noqa: E402
 from vitcx.export.timm_import import import_timm  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def vit():
-    try:
-        timm = import_timm()
-    except ModuleNotFoundError:
-        pytest.skip("timm is not installed")
-    torch.manual_seed(0)
-    return timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3, num_classes=7
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def image():
-    return np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
-
-
 def test_rollout_rows_sum_to_1(vit, image):
     with attention.attention_maps(vit) as maps, torch.no_grad():
         fused = vit(torch.from_numpy(image)[None])

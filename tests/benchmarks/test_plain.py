@@ -10,27 +10,13 @@ pytest.importorskip("safetensors")
 
 from benchmarks import plain  # noqa: E402
 from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of  # noqa: E402
-from vitcx.export.timm_import import import_timm  # noqa: E402
 from vitcx.runtime.aggregation import aggregate  # noqa: E402
 from vitcx.runtime.clustering import cluster  # noqa: E402
 from vitcx.runtime.errors import InputError  # noqa: E402
 from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def vit():
-    try:
-        timm = import_timm()
-    except ModuleNotFoundError:
-        pytest.skip("timm is not installed")
-    torch.manual_seed(0)
-    return timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7
-    ).eval()
-
-
-def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
-    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit, image):
     one = plain.loop(vit, image, 2, threshold=0.2, noise_std=0.0)
     two = plain.batched(vit, image, 2, threshold=0.2, noise_std=0.0, batch=6)
     np.testing.assert_allclose(one, two, atol=1e-5)
@@ -49,17 +35,15 @@ def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit):
     np.testing.assert_allclose(one, ours[0], atol=1e-4)
 
 
-def test_a_compiled_model_is_called_and_not_asked_for_its_length(vit):
-    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+def test_a_compiled_model_is_called_and_not_asked_for_its_length(vit, image):
     compiled = torch.compile(vit, backend="eager")
     settings = {"threshold": 0.2, "noise_std": 0.0}
     found = plain.batched(vit, image, 2, forward=compiled, **settings)
     np.testing.assert_allclose(found, plain.batched(vit, image, 2, **settings), atol=1e-6)
 
 
-def test_a_model_with_16_bit_weights_gives_nearly_the_same_map(vit):
+def test_a_model_with_16_bit_weights_gives_nearly_the_same_map(vit, image):
     """As on a GPU, where that is the fast way; bfloat16 keeps 8 bits."""
-    image = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
     full = plain.batched(vit, image, 2, threshold=0.2, noise_std=0.0)
     small = copy.deepcopy(vit).to(torch.bfloat16)
     found = plain.batched(small, image, 2, threshold=0.2, noise_std=0.0)

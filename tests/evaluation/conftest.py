@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tiny_bundle import make_manifest
 from vitcx.kernels.blend import blend
 from vitcx.kernels.noise import NoiseCache
-from vitcx.runtime.bundle import Bundle, Manifest
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.session import Scores, Session
 
@@ -57,23 +58,14 @@ def session():
 
 @pytest.fixture
 def manifest():
-    return Manifest(
+    return make_manifest(
         model_name="known",
         source="test",
-        layer="norm1",
         layer_path="none",
         input_size=(SIDE, SIDE),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_fraction=1.0,
-        crop_mode="center",
-        interpolation="bilinear",
         grid=(GRID, GRID),
         channels=CHANNELS,
         class_names=("ant", "bee", "cat"),
-        distance_threshold=0.1,
-        opset=20,
-        precision="fp32",
         files={"model.onnx": "0" * 64},
     )
 
