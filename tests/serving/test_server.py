@@ -197,6 +197,23 @@ def test_token(bundle: str) -> None:
         assert answer.status_code == 200
 
 
+def test_a_token_from_the_environment_may_end_in_a_line_break(bundle: str) -> None:
+    """As a secret that was made from a file does."""
+    with serving(bundle, token="s3cret\n") as (_, client):
+        right = {"Authorization": "Bearer s3cret"}
+        assert client.get("v1/classes", headers=right).status_code == 200
+        assert client.get("v1/classes").status_code == 401
+        assert client.get("v1/classes", headers={"Authorization": "Bearer"}).status_code == 401
+
+
+def test_a_blank_token_is_refused(
+    bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VITCX_TOKEN", " \n")
+    assert main(["serve", "--bundle", bundle, "--port", "0", "--engine", "onnxruntime"]) == 2
+    assert "the token is blank" in capsys.readouterr().err
+
+
 def test_body_and_pixel_limits(bundle: str) -> None:
     with serving(bundle, "--body-limit", "1", "--pixel-limit", "5000") as (_, client):
         large = client.post("v1/explain", files={"image": b"x" * (2 << 20)})

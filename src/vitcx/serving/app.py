@@ -79,8 +79,16 @@ def make_app(
     Parameters
     ----------
     limits : what is taken on; None takes the defaults.
-    token : a bearer token that requests must carry, but those for the page and the probes.
+    token : a bearer token that requests must carry, but those for the page and the probes; space
+        around it, a line's end for one, is no part of it. None or "" wants none.
+
+    Raises
+    ------
+    InputError
+        If the token is nothing but space: it would let nobody in, or everybody.
     """
+    if token and not (token := token.strip()):
+        raise InputError("the token is blank: give one, or none at all")
     limits = limits or Limits()
     desk = Desk(explainer, limits)
     model = explainer.manifest.model_name
