@@ -121,6 +121,16 @@ def test_a_parquet_list_in_which_targets_are_missing_or_are_no_classes(tmp_path:
             list_items(str(path))
 
 
+def test_a_box_that_is_not_a_number_is_none(pictures: Path, tmp_path: Path, bundle: str) -> None:
+    path = str(pictures / "00.png")
+    lines = "\n".join(["path,x0,y0,x1,y1", f"{path},0,0,40,36", f"{path},nan,nan,nan,nan"])
+    (tmp_path / "list.csv").write_text(lines)
+    assert main(arguments(tmp_path / "list.csv", tmp_path / "out", bundle)) == 0
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert [row["peak_in_box"] for row in rows] == [True, None]
+    assert rows[1]["box"] is None
+
+
 def test_webdataset_shards(pictures: Path, tmp_path: Path, bundle: str) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as archive:

@@ -185,6 +185,8 @@ def _from_rows(rows: list[Mapping[str, Any]] | list[dict[str, Any]], path: Path)
             edges = [float(row[name]) for name in _BOX_COLUMNS] if boxed else None
         except (TypeError, ValueError):
             edges = None  # a picture without a box, in a list where others have one
+        if edges and not all(map(math.isfinite, edges)):
+            edges = None  # likewise, as programs write it that have numbers only
         box: Box | None = (edges[0], edges[1], edges[2], edges[3]) if edges else None
         # Relative paths are relative to the list, wherever the job is started.
         items.append(Item(str(path.parent / str(where)), target, box))
