@@ -176,6 +176,10 @@ def test_resuming_asks_and_checks(
     assert "source_sha256" in capsys.readouterr().err
     assert main(arguments(source, out, bundle, "--resume")) == 0
     assert "4 were there already" in capsys.readouterr().out
+    description = json.loads((out / "_job.json").read_text())
+    (out / "_job.json").write_text(json.dumps({**description, "of_a_later_vitcx": 1}))
+    assert main(arguments(source, out, bundle, "--resume")) == 2
+    assert "another of_a_later_vitcx: resume" in capsys.readouterr().err
 
 
 def test_a_damaged_or_lost_shard_is_made_again(pictures: Path, tmp_path: Path, bundle: str) -> None:

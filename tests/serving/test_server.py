@@ -47,7 +47,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def serving(bundle: str, *more: str, token: str | None = None) -> Iterator[tuple]:
+def serving(
+    bundle: str, *more: str, token: str | None = None, at: str = "http://127.0.0.1:"
+) -> Iterator[tuple]:
     """A server process and a client of it."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     environment.pop("VITCX_TOKEN", None)
@@ -60,7 +62,9 @@ def serving(bundle: str, *more: str, token: str | None = None) -> Iterator[tuple
     )
     try:
         line = process.stdout.readline()
-        assert "http://127.0.0.1:" in line, line + process.stdout.read()
+        if process.poll() is not None:  # else there is more to come, without end
+            line += process.stdout.read()
+        assert at in line
         url = next(word for word in line.split() if word.startswith("http"))
         with httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
             yield process, client
@@ -195,6 +199,16 @@ def test_token(bundle: str) -> None:
         right = {"Authorization": "Bearer s3cret"}
         answer = client.post("v1/explain", files={"image": png()}, headers=right)
         assert answer.status_code == 200
+
+
+def test_an_address_of_ipv6_is_told_as_a_url_has_it(bundle: str) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with serving(bundle, "--host", "::1", at="http://[::1]:") as (_, client):
+        assert client.get("healthz").status_code == 200
 
 
 def test_a_token_from_the_environment_may_end_in_a_line_break(bundle: str) -> None:

@@ -90,6 +90,7 @@ def _announcing(uvicorn: Any) -> Any:
             await super().startup(sockets=sockets)
             for server in self.servers:
                 host, port = server.sockets[0].getsockname()[:2]
+                host = f"[{host}]" if ":" in host else host
                 click.echo(f"vitcx serves at http://{host}:{port}/  (Ctrl-C stops it)")
 
     return Announcing

@@ -174,8 +174,9 @@ class Job:
                 raise InputError(
                     f"'{self._out}' holds a job already: go on with --resume, or give another --out"
                 )
-            changed = sorted(k for k in description if description[k] != found.get(k))
-            if changed or found.keys() - description.keys():
+            unknown = found.keys() - description.keys()
+            changed = sorted({k for k in description if description[k] != found.get(k)} | unknown)
+            if changed:
                 raise InputError(
                     f"the job in '{self._out}' was begun with another {', '.join(changed)}: resume "
                     "with what it was begun with, or give another --out"
