@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import io
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,6 +28,8 @@ _ONNXRUNTIMES = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
 )
+# `sys.stdout` is the whole process's: two that redirect it at once may not give it back.
+_REDIRECTING = threading.Lock()
 _CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
 
 
@@ -138,7 +141,7 @@ def preload_cuda_libraries(ort: object) -> list[str]:
     preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
     said = io.StringIO()
     if preload is not None:  # since 1.21
-        with contextlib.redirect_stdout(said):
+        with _REDIRECTING, contextlib.redirect_stdout(said):
             preload()
     notes = [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
     try:

@@ -1,6 +1,8 @@
 """Choosing an engine: what can run, what `auto` takes, and what is said about it."""
 
 import logging
+import sys
+import threading
 from importlib import metadata
 
 import pytest
@@ -166,6 +168,30 @@ def test_a_missing_cuda_library_is_noted_and_printed_nowhere(capsys):
     notes = probes.preload_cuda_libraries(Library)
     assert notes[0].startswith("Failed to load libcublas.so.13")
     assert capsys.readouterr().out == ""
+
+
+def test_two_that_look_for_cuda_libraries_at_once_leave_the_standard_output_alone():
+    inside, first_has_left = threading.Event(), threading.Event()
+
+    class Second:
+        @staticmethod
+        def preload_dlls():
+            inside.set()
+            first_has_left.wait(1)
+
+    class First:
+        @staticmethod
+        def preload_dlls():
+            second.start()
+            inside.wait(1)  # in vain: the second waits until this is over
+
+    second = threading.Thread(target=probes.preload_cuda_libraries, args=(Second,))
+    before = sys.stdout
+    probes.preload_cuda_libraries(First)
+    first_has_left.set()
+    second.join()
+    after, sys.stdout = sys.stdout, before
+    assert after is before
 
 
 def test_an_old_driver_is_named(monkeypatch):
