@@ -229,7 +229,10 @@ def _open(
 ) -> Any:
     """An ONNX Runtime session that runs on `target`, all of it, or an error."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised in the same words, and often handled
+    # A pattern is one more block, as large as all that a pass needs, beside what the first pass
+    # took; and it is allocated at the second pass, after this has shown that the device has room.
+    options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -144,6 +144,7 @@ def _open_device(
         return BoundGraph(ort, bundle, target, gpu, size, record=record, threads=threads)
 
     def attempt(size: int) -> _Device:
+        opened: BoundGraph | None = None
         try:
             opened = graph(size, record=True)
         except Exception as error:
@@ -151,6 +152,9 @@ def _open_device(
                 raise
             # A graph with nodes between which ONNX Runtime waits cannot be recorded.
             log.info("ONNX Runtime records no CUDA graph: %s", str(error).partition("\n")[0])
+            # The traceback holds the frames of the attempt, and with them all its device memory.
+            error.__traceback__ = None
+        if opened is None:
             opened = graph(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)

@@ -6,6 +6,7 @@ here is CUDA itself. `test_on_a_gpu` is for a machine with one.
 
 import logging
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -240,6 +241,41 @@ def test_a_graph_that_cannot_be_recorded_runs_node_by_node_and_that_is_logged(
     assert asked == [True, False]
     assert "cannot use the graph capture feature" in caplog.text
     assert fake_cuda.Buffer.live == 0
+
+
+def test_what_recording_took_is_given_back_before_the_graph_is_opened_without(
+    core, bundle, monkeypatch
+):
+    tried, alive = [], []
+    plain = ort.InferenceSession.run_with_iobinding
+
+    def run(self, binding, options):
+        if not tried:
+            tried.append(weakref.ref(self))
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return plain(self, binding, options)
+
+    def options(gpu, stream, record):
+        if not record:
+            alive.extend(session() for session in tried)
+        return {}
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=replace(HOST, options=options)):
+        assert alive == [None]
+
+
+def test_onnxruntime_plans_no_memory_beside_what_the_first_pass_took(core, bundle, monkeypatch):
+    planned = []
+    plain = ort.InferenceSession
+
+    def open(path, options, **others):
+        planned.append(options.enable_mem_pattern)
+        return plain(path, options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", open)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST):
+        assert planned == [False]
 
 
 def test_what_fails_both_ways_is_an_error_and_leaves_nothing(core, bundle):
