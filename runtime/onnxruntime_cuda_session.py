@@ -1,7 +1,8 @@
 """A session on ONNX Runtime's CUDA provider: blending, graph and answers on one GPU, one stream.
 
 Everything on the device is done by one thread of the session's own: CUDA's current device and
-ONNX Runtime's recorded graphs belong to a thread. Callers wait for it in the order they came.
+ONNX Runtime's recorded graphs belong to a thread. Callers wait for it in the order they came, and
+the sessions of a process for one another.
 Never ran on hardware so far: see docs/gpu-notes.md.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,10 @@ from vitcx.runtime.session import Batch, Scores, Session
 log = logging.getLogger("vitcx")
 FloatArray = NDArray[np.float32]
 T = TypeVar("T")
+
+# ONNX Runtime records in CUDA's global mode: meanwhile CUDA refuses to every thread of the process
+# what may wait for the device, such as allocating, and what is refused spoils the recording too.
+_ONE_SESSION_AT_A_TIME = threading.Lock()
 
 # Not measured: the batch that TensorRT plans are made for.
 DEFAULT_BATCH_SIZE = 64
@@ -94,7 +100,7 @@ class OnnxRuntimeCudaSession(Session):
     def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.submit(self._device.close).result()
+            thread.submit(_in_turn, self._device.close).result()
             thread.shutdown()
 
     def _wait(self, doing: str, work: Callable[[], T]) -> T:
@@ -103,7 +109,12 @@ class OnnxRuntimeCudaSession(Session):
         if thread is None:
             raise EngineError("the session is closed: load the bundle again")
         with device_errors(f"{self.engine} on {self.device}: {doing}"):
-            return thread.submit(work).result()
+            return thread.submit(_in_turn, work).result()
+
+
+def _in_turn(work: Callable[[], T]) -> T:
+    with _ONE_SESSION_AT_A_TIME:
+        return work()
 
 
 class _Device(Closing):

@@ -6,6 +6,7 @@ here is CUDA itself. `test_on_a_gpu` is for a machine with one.
 
 import logging
 import threading
+import time
 import weakref
 from dataclasses import replace
 
@@ -142,6 +143,31 @@ def test_threads_do_not_meet_on_the_device(session):
         thread.join()
     assert len(right) == 120
     assert all(right)
+
+
+def test_while_one_session_records_no_other_touches_the_device(core, bundle, monkeypatch):
+    at_work, most = [], []
+    plain = BoundGraph.run
+
+    def run(self, rows):
+        at_work.append(rows)
+        most.append(len(at_work))
+        time.sleep(0.02)  # the others come meanwhile
+        plain(self, rows)
+        at_work.pop()
+
+    monkeypatch.setattr(BoundGraph, "run", run)
+
+    def work():
+        with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
+            session.predict(pictures(6))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6
 
 
 def test_only_a_full_batch_is_recorded_and_always_from_one_binding(core, bundle, monkeypatch):
