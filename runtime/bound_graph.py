@@ -30,6 +30,10 @@ FloatArray = NDArray[np.float32]
 ENCODE_IMAGES = 8
 # Names of ONNX Runtime's run option, and its values: any number keeps a graph, -1 keeps none.
 _GRAPH_KEY, _RECORDED, _NOT_RECORDED = "gpu_graph_id", "1", "-1"
+# The first version whose recordings keep the host's memory that they copy from, such as a table of
+# the addresses that a Concat reads. Before, a pass of another size wrote its own table there, and
+# the next launch of the recording read that.
+_RECORDS_SINCE = (1, 30)
 # What computes shapes; ONNX Runtime puts such nodes on the CPU on purpose.
 _SHAPE_OPERATORS = frozenset(
     (
@@ -69,6 +73,12 @@ def _cuda_options(gpu: Gpu, stream: Stream, record: bool) -> dict[str, str]:
 
 
 CUDA = Target("CUDAExecutionProvider", "cuda", _cuda_options)
+
+
+def can_record(ort: Any) -> bool:
+    """Whether passes of other sizes do no harm to a pass that this version has recorded."""
+    major, minor = ort.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= _RECORDS_SINCE
 
 
 class BoundGraph(Closing):

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
-from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.gpu import Gpu
 from vitcx.kernels.gpu_kernels import GpuKernels
 from vitcx.kernels.gpu_steps import Blender
-from vitcx.runtime.bound_graph import CUDA, BoundGraph, Target
+from vitcx.runtime.bound_graph import CUDA, BoundGraph, Target, can_record
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.device_memory import open_fitting
@@ -154,17 +154,20 @@ def _open_device(
     def graph(size: int, record: bool) -> BoundGraph:
         return BoundGraph(ort, bundle, target, gpu, size, record=record, threads=threads)
 
-    def attempt(size: int) -> _Device:
-        opened: BoundGraph | None = None
+    def record(size: int) -> BoundGraph | None:
         try:
-            opened = graph(size, record=True)
+            return graph(size, record=True)
         except Exception as error:
             if isinstance(error, VitcxError) or is_out_of_memory(error):
                 raise
             # A graph with nodes between which ONNX Runtime waits cannot be recorded.
-            log.info("ONNX Runtime records no CUDA graph: %s", str(error).partition("\n")[0])
+            log.info("ONNX Runtime records no CUDA graph: %s", first_line(error))
             # The traceback holds the frames of the attempt, and with them all its device memory.
             error.__traceback__ = None
+        return None
+
+    def attempt(size: int) -> _Device:
+        opened = record(size) if can_record(ort) else None
         if opened is None:
             opened = graph(size, record=False)
         with contextlib.ExitStack() as owned:
@@ -173,6 +176,8 @@ def _open_device(
             owned.pop_all()
         return device
 
+    if not can_record(ort):
+        log.info("ONNX Runtime %s records no CUDA graph: 1.30 and newer do", ort.__version__)
     return open_fitting(attempt, batch_size or DEFAULT_BATCH_SIZE, is_out_of_memory)
 
 

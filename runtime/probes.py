@@ -152,6 +152,7 @@ def preload_cuda_libraries(ort: object) -> list[str]:
     missing = [
         f"{name} does not load ({reason}): run  pip install 'vitcx[gpu]'"
         for name, reason in _NOT_LOADED.findall(said.getvalue())
+        # NVRTC has its own check, as ours; cuDNN and its parts are below, all in one.
         if "nvrtc" not in name and "cudnn" not in name
     ]
     try:

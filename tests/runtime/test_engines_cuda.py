@@ -45,6 +45,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def core(shim, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ort, "__version__", "1.31.1")  # one that records
     return fake_cuda.install(monkeypatch, shim)
 
 
@@ -267,6 +268,23 @@ def test_a_graph_that_cannot_be_recorded_runs_node_by_node_and_that_is_logged(
     assert asked == [True, False]
     assert "cannot use the graph capture feature" in caplog.text
     assert fake_cuda.Buffer.live == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "recorded"), [("1.29.0", False), ("1.30.0", True), ("1.32.0.dev20261101", True)]
+)
+def test_a_version_whose_recordings_other_passes_spoil_records_none(
+    core, bundle, monkeypatch, version, recorded
+):
+    asked = []
+
+    def options(gpu, stream, record):
+        asked.append(record)
+        return {}
+
+    monkeypatch.setattr(ort, "__version__", version)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=replace(HOST, options=options)):
+        assert asked == [recorded]
 
 
 def test_what_recording_took_is_given_back_before_the_graph_is_opened_without(
