@@ -118,6 +118,7 @@ class BoundGraph(Closing):
         self._target = target
         self._gpu = gpu
         self._batch_size = batch_size
+        self._full_graph = _RECORDED if record else _NOT_RECORDED
         self._encode_images = min(ENCODE_IMAGES, batch_size)
         self._scorer: Any = None
         self._encoder: Any = None
@@ -133,10 +134,13 @@ class BoundGraph(Closing):
             self._probabilities = allocate(batch_size, manifest.num_classes)
             self._embedding = allocate(self._encode_images, manifest.channels, *manifest.grid)
             owned.callback(self._forget)
-            options = target.options(gpu, self.stream, record)
+            # What is allowed to be recorded need not be. A version that does not tell where it puts
+            # nodes refuses, where it is, a graph of which it would leave a part to the CPU.
+            allow = not _tells_placement(ort)
+            options = target.options(gpu, self.stream, record or allow)
             self._scorer = self._encoder = _open(ort, bundle, target, options, threads)
             if bundle.encoder is not bundle:
-                options = target.options(gpu, self.stream, False)
+                options = target.options(gpu, self.stream, allow)
                 self._encoder = _open(ort, bundle.encoder, target, options, threads)
             self._full = self._bind(self._scorer, batch_size, [PROBABILITIES])
             self.run(batch_size)
@@ -147,7 +151,7 @@ class BoundGraph(Closing):
     def run(self, rows: int) -> None:
         """Queue the graph on the first rows of `images`."""
         if rows == self._batch_size:
-            self._run(self._scorer, self._full, _RECORDED)
+            self._run(self._scorer, self._full, self._full_graph)
         else:
             self._run(self._scorer, self._bind(self._scorer, rows, [PROBABILITIES]), _NOT_RECORDED)
 
@@ -259,17 +263,20 @@ def _open(
             f"ONNX Runtime took {' and '.join(taken)} where {target.provider} was asked for: its "
             "CUDA libraries do not load; `vitcx doctor` tells which are missing"
         )
-    check_placement(placed_nodes(session), target.provider)
+    if _tells_placement(ort):
+        check_placement(placed_nodes(session), target.provider)
     _check_interface(session, bundle)
     return session
 
 
 def placed_nodes(session: Any) -> list[tuple[str, str]]:
-    """(provider, operator) of each node; none where ONNX Runtime is too old to tell."""
-    tell = getattr(session, "get_provider_graph_assignment_info", None)
-    if tell is None:
-        return []
-    return [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+    """(provider, operator) of each node; for a version that tells."""
+    parts = session.get_provider_graph_assignment_info()
+    return [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+
+
+def _tells_placement(ort: Any) -> bool:
+    return hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
 
 
 def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
@@ -282,7 +289,8 @@ def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
         counts = ", ".join(f"{count} {operator}" for operator, count in sorted(elsewhere.items()))
         raise EngineError(
             f"ONNX Runtime cannot run the whole graph on {provider}, it leaves {counts} to the "
-            "CPU: export the model in another precision, or take another engine"
+            "CPU: export the model in another precision, or with plain attention, or take another "
+            "engine"
         )
 
 

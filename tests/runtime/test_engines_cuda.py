@@ -35,6 +35,9 @@ ort = pytest.importorskip("onnxruntime")
 # multiply-adds and sines differ from NumPy's in the last bits.
 PARITY = 2e-5
 
+# What a version older than 1.24 has not.
+_TELL = "get_provider_graph_assignment_info"
+
 HOST = Target("CPUExecutionProvider", "cpu", lambda gpu, stream, record: {})
 
 
@@ -287,6 +290,32 @@ def test_a_version_whose_recordings_other_passes_spoil_records_none(
         assert asked == [recorded]
 
 
+def test_a_version_that_does_not_tell_where_nodes_run_is_to_check_that_itself(
+    core, bundle, tmp_path, monkeypatch
+):
+    asked, runs = [], []
+    plain = ort.InferenceSession.run_with_iobinding
+
+    def options(gpu, stream, record):
+        asked.append(record)
+        return {}
+
+    def run(self, binding, options):
+        runs.append(options.get_run_config_entry("gpu_graph_id"))
+        return plain(self, binding, options)
+
+    monkeypatch.setattr(ort, "__version__", "1.23.2")
+    for kind in ort.InferenceSession.__mro__:
+        if _TELL in vars(kind):
+            monkeypatch.delattr(kind, _TELL)
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    with OnnxRuntimeCudaSession(mixed, batch_size=6, target=replace(HOST, options=options)) as one:
+        one.predict(pictures(6))
+    assert asked == [True, True]
+    assert set(runs) == {"-1"}  # allowed, and not done
+
+
 def test_what_recording_took_is_given_back_before_the_graph_is_opened_without(
     core, bundle, monkeypatch
 ):
@@ -345,6 +374,7 @@ def test_a_provider_that_was_not_taken_is_an_error(core, bundle, monkeypatch):
     assert fake_cuda.Buffer.live == 0
 
 
+@pytest.mark.skipif(not hasattr(ort.InferenceSession, _TELL), reason="this version does not tell")
 def test_nodes_left_to_the_cpu_are_counted_unless_they_compute_shapes(bundle):
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
