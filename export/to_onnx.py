@@ -83,6 +83,7 @@ def write_onnx(
                 "be written as one node: export it with plain attention"
             )
         program.model.ir_version = max(program.model.ir_version, _FUSED_IR_VERSION)
+    _drop_empty_pads(program.model.graph)
     _drop_traces(program.model)
     save_graph(program.model, folder / MODEL_NAME)
     return tuple(sorted(file.name for file in folder.iterdir()))
@@ -115,6 +116,23 @@ def _attention_of(module: nn.Module, attention: str) -> Iterator[None]:
     finally:
         for m, value in zip(switches, before, strict=True):
             m.fused_attn = value
+
+
+def _drop_empty_pads(graph: Any) -> None:
+    """Take out padding by nothing, a copy of the tensor: Swin pads before each window and merging.
+
+    ONNX Runtime runs them as they are, and 1.24's CUDA provider has no kernel for such a node.
+    """
+    for node in [node for node in graph if node.op_type == "Pad"]:
+        whole, amounts, *_ = node.inputs
+        padded = node.outputs[0]
+        known = onnx_ir.convenience.get_const_tensor(amounts)
+        if known is None or known.numpy().any() or padded.is_graph_output():
+            continue
+        onnx_ir.convenience.replace_all_uses_with(padded, whole)
+        graph.remove(node, safe=True)
+        if not amounts.uses():
+            graph.initializers.pop(amounts.name, None)
 
 
 def _drop_traces(model: Any) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from types import ModuleType
 
 from vitcx.kernels.errors import DeviceError
+
+# While one thread imports `cuda.core`, Python hands it to others half made: it overwrites what
+# Python's own lock of a module goes by.
+_IMPORTING = threading.Lock()
 
 
 def cuda_module(name: str = "cuda.core") -> ModuleType:
@@ -17,7 +22,8 @@ def cuda_module(name: str = "cuda.core") -> ModuleType:
         It is not installed, or does not load.
     """
     try:
-        return importlib.import_module(name)
+        with _IMPORTING:
+            return importlib.import_module(name)
     except ImportError as error:
         raise DeviceError(
             f"The GPU path needs the module '{name}' ({error}): run  pip install 'vitcx[gpu]'"

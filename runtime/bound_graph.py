@@ -30,6 +30,10 @@ FloatArray = NDArray[np.float32]
 ENCODE_IMAGES = 8
 # Names of ONNX Runtime's run option, and its values: any number keeps a graph, -1 keeps none.
 _GRAPH_KEY, _RECORDED, _NOT_RECORDED = "gpu_graph_id", "1", "-1"
+# The first version whose recordings keep the host's memory that they copy from, such as a table of
+# the addresses that a Concat reads. Before, a pass of another size wrote its own table there, and
+# the next launch of the recording read that.
+_RECORDS_SINCE = (1, 30)
 # What computes shapes; ONNX Runtime puts such nodes on the CPU on purpose.
 _SHAPE_OPERATORS = frozenset(
     (
@@ -71,6 +75,12 @@ def _cuda_options(gpu: Gpu, stream: Stream, record: bool) -> dict[str, str]:
 CUDA = Target("CUDAExecutionProvider", "cuda", _cuda_options)
 
 
+def can_record(ort: Any) -> bool:
+    """Whether passes of other sizes do no harm to a pass that this version has recorded."""
+    major, minor = ort.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= _RECORDS_SINCE
+
+
 class BoundGraph(Closing):
     """The graph, its buffers on the device, and the stream. A context manager.
 
@@ -108,6 +118,7 @@ class BoundGraph(Closing):
         self._target = target
         self._gpu = gpu
         self._batch_size = batch_size
+        self._full_graph = _RECORDED if record else _NOT_RECORDED
         self._encode_images = min(ENCODE_IMAGES, batch_size)
         self._scorer: Any = None
         self._encoder: Any = None
@@ -123,10 +134,13 @@ class BoundGraph(Closing):
             self._probabilities = allocate(batch_size, manifest.num_classes)
             self._embedding = allocate(self._encode_images, manifest.channels, *manifest.grid)
             owned.callback(self._forget)
-            options = target.options(gpu, self.stream, record)
+            # What is allowed to be recorded need not be. A version that does not tell where it puts
+            # nodes refuses, where it is, a graph of which it would leave a part to the CPU.
+            allow = not _tells_placement(ort)
+            options = target.options(gpu, self.stream, record or allow)
             self._scorer = self._encoder = _open(ort, bundle, target, options, threads)
             if bundle.encoder is not bundle:
-                options = target.options(gpu, self.stream, False)
+                options = target.options(gpu, self.stream, allow)
                 self._encoder = _open(ort, bundle.encoder, target, options, threads)
             self._full = self._bind(self._scorer, batch_size, [PROBABILITIES])
             self.run(batch_size)
@@ -137,7 +151,7 @@ class BoundGraph(Closing):
     def run(self, rows: int) -> None:
         """Queue the graph on the first rows of `images`."""
         if rows == self._batch_size:
-            self._run(self._scorer, self._full, _RECORDED)
+            self._run(self._scorer, self._full, self._full_graph)
         else:
             self._run(self._scorer, self._bind(self._scorer, rows, [PROBABILITIES]), _NOT_RECORDED)
 
@@ -229,7 +243,10 @@ def _open(
 ) -> Any:
     """An ONNX Runtime session that runs on `target`, all of it, or an error."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised in the same words, and often handled
+    # A pattern is one more block, as large as all that a pass needs, beside what the first pass
+    # took; and it is allocated at the second pass, after this has shown that the device has room.
+    options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -246,17 +263,20 @@ def _open(
             f"ONNX Runtime took {' and '.join(taken)} where {target.provider} was asked for: its "
             "CUDA libraries do not load; `vitcx doctor` tells which are missing"
         )
-    check_placement(placed_nodes(session), target.provider)
+    if _tells_placement(ort):
+        check_placement(placed_nodes(session), target.provider)
     _check_interface(session, bundle)
     return session
 
 
 def placed_nodes(session: Any) -> list[tuple[str, str]]:
-    """(provider, operator) of each node; none where ONNX Runtime is too old to tell."""
-    tell = getattr(session, "get_provider_graph_assignment_info", None)
-    if tell is None:
-        return []
-    return [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+    """(provider, operator) of each node; for a version that tells."""
+    parts = session.get_provider_graph_assignment_info()
+    return [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+
+
+def _tells_placement(ort: Any) -> bool:
+    return hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
 
 
 def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
@@ -269,7 +289,8 @@ def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
         counts = ", ".join(f"{count} {operator}" for operator, count in sorted(elsewhere.items()))
         raise EngineError(
             f"ONNX Runtime cannot run the whole graph on {provider}, it leaves {counts} to the "
-            "CPU: export the model in another precision, or take another engine"
+            "CPU: export the model in another precision, or with plain attention, or take another "
+            "engine"
         )
 
 

@@ -1,7 +1,8 @@
 """A session on ONNX Runtime's CUDA provider: blending, graph and answers on one GPU, one stream.
 
 Everything on the device is done by one thread of the session's own: CUDA's current device and
-ONNX Runtime's recorded graphs belong to a thread. Callers wait for it in the order they came.
+ONNX Runtime's recorded graphs belong to a thread. Callers wait for it in the order they came, and
+the sessions of a process for one another.
 Never ran on hardware so far: see docs/gpu-notes.md.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
-from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.gpu import Gpu
 from vitcx.kernels.gpu_kernels import GpuKernels
 from vitcx.kernels.gpu_steps import Blender
-from vitcx.runtime.bound_graph import CUDA, BoundGraph, Target
+from vitcx.runtime.bound_graph import CUDA, BoundGraph, Target, can_record
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.device_memory import open_fitting
@@ -33,6 +35,10 @@ from vitcx.runtime.session import Batch, Scores, Session
 log = logging.getLogger("vitcx")
 FloatArray = NDArray[np.float32]
 T = TypeVar("T")
+
+# ONNX Runtime records in CUDA's global mode: meanwhile CUDA refuses to every thread of the process
+# what may wait for the device, such as allocating, and what is refused spoils the recording too.
+_ONE_SESSION_AT_A_TIME = threading.Lock()
 
 # Not measured: the batch that TensorRT plans are made for.
 DEFAULT_BATCH_SIZE = 64
@@ -94,7 +100,7 @@ class OnnxRuntimeCudaSession(Session):
     def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.submit(self._device.close).result()
+            thread.submit(_in_turn, self._device.close).result()
             thread.shutdown()
 
     def _wait(self, doing: str, work: Callable[[], T]) -> T:
@@ -103,7 +109,12 @@ class OnnxRuntimeCudaSession(Session):
         if thread is None:
             raise EngineError("the session is closed: load the bundle again")
         with device_errors(f"{self.engine} on {self.device}: {doing}"):
-            return thread.submit(work).result()
+            return thread.submit(_in_turn, work).result()
+
+
+def _in_turn(work: Callable[[], T]) -> T:
+    with _ONE_SESSION_AT_A_TIME:
+        return work()
 
 
 class _Device(Closing):
@@ -143,14 +154,21 @@ def _open_device(
     def graph(size: int, record: bool) -> BoundGraph:
         return BoundGraph(ort, bundle, target, gpu, size, record=record, threads=threads)
 
-    def attempt(size: int) -> _Device:
+    def record(size: int) -> BoundGraph | None:
         try:
-            opened = graph(size, record=True)
+            return graph(size, record=True)
         except Exception as error:
             if isinstance(error, VitcxError) or is_out_of_memory(error):
                 raise
             # A graph with nodes between which ONNX Runtime waits cannot be recorded.
-            log.info("ONNX Runtime records no CUDA graph: %s", str(error).partition("\n")[0])
+            log.info("ONNX Runtime records no CUDA graph: %s", first_line(error))
+            # The traceback holds the frames of the attempt, and with them all its device memory.
+            error.__traceback__ = None
+        return None
+
+    def attempt(size: int) -> _Device:
+        opened = record(size) if can_record(ort) else None
+        if opened is None:
             opened = graph(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)
@@ -158,6 +176,8 @@ def _open_device(
             owned.pop_all()
         return device
 
+    if not can_record(ort):
+        log.info("ONNX Runtime %s records no CUDA graph: 1.30 and newer do", ort.__version__)
     return open_fitting(attempt, batch_size or DEFAULT_BATCH_SIZE, is_out_of_memory)
 
 

@@ -10,10 +10,13 @@ import contextlib
 import ctypes
 import importlib.util
 import io
+import re
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from types import ModuleType
 
 from vitcx.kernels.driver import Driver, find_driver
 from vitcx.kernels.errors import DeviceError, first_line
@@ -27,6 +30,11 @@ _ONNXRUNTIMES = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
 )
+# What ONNX Runtime prints of a library that the loader has not got; of a wheel's file that does not
+# load it prints the like, with a path, before it asks the loader.
+_NOT_LOADED = re.compile(r"^Failed to load ([^/\\:\s]+): (.+)", re.MULTILINE)
+# `sys.stdout` is the whole process's: two that redirect it at once may not give it back.
+_REDIRECTING = threading.Lock()
 _CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
 
 
@@ -97,7 +105,8 @@ def probe_cuda() -> EngineStatus:
                     "uninstall onnxruntime && pip install 'vitcx[gpu]'"
                 )
             elif driver is not None:
-                notes += preload_cuda_libraries(onnxruntime)
+                problems += _driver_too_old(onnxruntime, driver)
+                problems += preload_cuda_libraries(onnxruntime)
     return _status("cuda", f"ONNX Runtime {version} on {_gpu(driver)}", problems, notes)
 
 
@@ -133,19 +142,36 @@ def preload_cuda_libraries(ort: object) -> list[str]:
 
     Returns
     -------
-    what could not be found, and what to do. It may still be where the loader looks on its own.
+    what is neither in a wheel nor where the loader looks, and without which no graph of ours runs.
     """
     preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
     said = io.StringIO()
     if preload is not None:  # since 1.21
-        with contextlib.redirect_stdout(said):
+        with _REDIRECTING, contextlib.redirect_stdout(said):
             preload()
-    notes = [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
+    missing = [
+        f"{name} does not load ({reason}): run  pip install 'vitcx[gpu]'"
+        for name, reason in _NOT_LOADED.findall(said.getvalue())
+        # NVRTC has its own check, as ours; cuDNN and its parts are below, all in one.
+        if "nvrtc" not in name and "cudnn" not in name
+    ]
     try:
-        ctypes.CDLL(_CUDNN)
+        ctypes.CDLL(_CUDNN)  # newer versions look for it when a convolution runs
     except OSError:
-        notes.append(f"cuDNN 9 ({_CUDNN}) is not found: run  pip install 'vitcx[gpu]'")
-    return notes
+        missing.append(f"cuDNN 9 ({_CUDNN}) is not found: run  pip install 'vitcx[gpu]'")
+    return missing
+
+
+def _driver_too_old(ort: ModuleType, driver: Driver) -> list[str]:
+    built_for: str = getattr(ort, "cuda_version", "")
+    major = built_for.partition(".")[0]
+    if not major.isdigit() or int(major) <= int(driver.cuda.partition(".")[0]):
+        return []
+    return [
+        f"the onnxruntime {ort.__version__} that is installed is built for CUDA {built_for}, and "
+        f"the NVIDIA driver runs CUDA {driver.cuda} at most: install a newer driver, or an "
+        "onnxruntime-gpu that is built for an older CUDA"
+    ]
 
 
 def _gpu_problems() -> tuple[list[str], Driver | None]:

@@ -31,7 +31,9 @@ def random_model(name: str, seed: int) -> Any:
     return timm.create_model(name, pretrained=False).eval()
 
 
-def write_bundle(name: str, seed: int, precision: str, encoder: str, out: Path) -> Bundle:
+def write_bundle(
+    name: str, seed: int, precision: str, encoder: str, out: Path, attention: str = "plain"
+) -> Bundle:
     """Export it in float32, compared with torch, and convert that."""
     from vitcx.export import export_model
     from vitcx.export.precision import find_precision
@@ -39,10 +41,12 @@ def write_bundle(name: str, seed: int, precision: str, encoder: str, out: Path) 
 
     chosen = find_precision(precision)
     if chosen.write is None:
-        return export_model(random_model(name, seed), out, report=print)
+        return export_model(random_model(name, seed), out, report=print, attention=attention)
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        exact = export_model(random_model(name, seed), Path(folder) / "fp32", report=print)
+        exact = export_model(
+            random_model(name, seed), Path(folder) / "fp32", report=print, attention=attention
+        )
         print(f"converting to {precision}")
         write_reduced(chosen, exact.path, out, Path(folder), encoder)
     files = {file.name: sha256_of(file) for file in sorted(out.iterdir())}
@@ -56,9 +60,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
     parser.add_argument("--encoder", choices=ENCODERS, default="fp32", help="same: smaller")
+    parser.add_argument("--attention", choices=("plain", "fused"), default="plain")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    bundle = write_bundle(given.model, given.seed, given.precision, given.encoder, given.out)
+    bundle = write_bundle(
+        given.model, given.seed, given.precision, given.encoder, given.out, given.attention
+    )
     size = sum(file.stat().st_size for file in bundle.path.iterdir())
     print(f"{bundle.path}: {size / 1e6:.1f} MB")
 

@@ -230,17 +230,18 @@ def test_attentions_count_as_their_two_products(tmp_path):
     assert operations_of_a_pass(path) == 3 * 2 * (1 * 5 * 8 + 1 * 5 * 8)
 
 
-def test_a_random_bundle_is_of_the_model_that_its_seed_makes(tmp_path):
+@pytest.mark.parametrize(("attention", "opset"), [("plain", 20), ("fused", 23)])
+def test_a_random_bundle_is_of_the_model_that_its_seed_makes(tmp_path, attention, opset):
     torch = pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     from benchmarks.gpu.bundle import random_model, write_bundle
     from vitcx.runtime.explainer import load
 
-    write_bundle("test_vit", 3, "fp16", "fp32", tmp_path / "bundle")
+    write_bundle("test_vit", 3, "fp16", "fp32", tmp_path / "bundle", attention)
     model = random_model("test_vit", 3)
     with load(tmp_path / "bundle", "onnxruntime", allow_imprecise=True) as explainer:
-        assert explainer.manifest.precision == "fp16"
+        assert (explainer.manifest.precision, explainer.manifest.opset) == ("fp16", opset)
         picture = np.random.default_rng(0).normal(size=(1, 3, *explainer.manifest.input_size))
         picture = picture.astype(np.float32)
         with torch.no_grad():

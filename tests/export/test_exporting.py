@@ -280,6 +280,31 @@ def test_a_module_that_is_no_graph(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_padding_by_nothing_is_left_out_and_other_padding_is_not(tmp_path: Path) -> None:
+    class Padding(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = nn.functional.pad(images, (0, 0, 0, 0))
+            x = nn.functional.pad(x * 2, (0, 1, 0, 0))
+            return x.mean((2, 3)).softmax(1), nn.functional.pad(x + 1, (0, 0))
+
+    to_onnx.write_onnx(Padding().eval(), (8, 8), tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    pads = [node for node in graph.node if node.op_type == "Pad"]
+    amounts = {i.name: onnx.numpy_helper.to_array(i).tolist() for i in graph.initializer}
+    used = {name for node in graph.node for name in node.input}
+    assert set(amounts) <= used
+    # One of real padding; one whose output is the graph's own, which needs its name.
+    assert sorted(sum(amounts[pad.input[1]]) for pad in pads) == [0, 1]
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    images = torch.randn(3, 3, 8, 8)
+    for ours, theirs in zip(
+        session.run(None, {"images": images.numpy()}), Padding()(images), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+
+
 def test_a_module_that_fixes_the_batch(tmp_path: Path) -> None:
     class Fixed(Pyramid):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,32 @@ def test_importing_touches_no_cuda_package():
     assert done.stdout.strip() == "[]"
 
 
+def test_threads_that_ask_while_it_is_being_imported_get_all_of_it():
+    pytest.importorskip("cuda.core")
+    code = """
+import threading, time
+from vitcx.kernels.cuda_modules import cuda_module
+
+failures = []
+
+def work(index):
+    time.sleep(0.002 * index)  # importing takes some tenths of a second
+    try:
+        cuda_module().Device
+    except AttributeError as error:
+        failures.append(error)
+
+threads = [threading.Thread(target=work, args=(index,)) for index in range(40)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failures)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_without_cuda_core_the_error_says_what_to_install(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named '{name}'")

@@ -1,6 +1,8 @@
 """Choosing an engine: what can run, what `auto` takes, and what is said about it."""
 
 import logging
+import sys
+import threading
 from importlib import metadata
 
 import pytest
@@ -151,26 +153,75 @@ def test_an_onnxruntime_without_cuda_is_told_from_one_with(monkeypatch, a_gpu):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     status = probes.probe_cuda()
     assert not any("CUDA" in problem for problem in status.problems)
+    monkeypatch.setattr(probes.ctypes, "CDLL", lambda name: None)
+    status = probes.probe_cuda()
     if status.available:  # NVRTC and cuda-core are here
         assert "NVIDIA H200 (compute capability 9.0)" in status.reason
-    assert any("cuDNN" in note for note in status.notes)
 
 
-def test_a_missing_cuda_library_is_noted_and_printed_nowhere(capsys):
-    class Library:
+def test_a_missing_cuda_library_keeps_the_engine_from_running_and_is_printed_nowhere(
+    capsys, monkeypatch, a_gpu
+):
+    import onnxruntime
+
+    def preload_dlls():
+        print("Failed to load /site-packages/nvidia/libcudart.so.13: undefined symbol")
+        print("Failed to load libcublas.so.13: cannot open shared object file")
+        print("Failed to load libnvrtc.so.13: cannot open shared object file")
+        print("Failed to load libcudnn_ops.so.9: cannot open shared object file")
+        print("Please follow the instructions")
+
+    def nothing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(probes.ctypes, "CDLL", nothing)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls, raising=False)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    cublas, cudnn = probes.probe_cuda().problems[-2:]
+    assert cublas.startswith("libcublas.so.13 does not load (cannot open shared object file)")
+    assert cudnn.startswith("cuDNN 9")
+    assert capsys.readouterr().out == ""
+    # The loader had what the wheel's file could not give.
+    assert not any("cudart" in problem for problem in probes.probe_cuda().problems)
+
+
+def test_two_that_look_for_cuda_libraries_at_once_leave_the_standard_output_alone():
+    inside, first_has_left = threading.Event(), threading.Event()
+
+    class Second:
         @staticmethod
         def preload_dlls():
-            print("Failed to load libcublas.so.13: cannot open shared object file")
-            print("Please follow the instructions")
+            inside.set()
+            first_has_left.wait(1)
 
-    notes = probes.preload_cuda_libraries(Library)
-    assert notes[0].startswith("Failed to load libcublas.so.13")
-    assert capsys.readouterr().out == ""
+    class First:
+        @staticmethod
+        def preload_dlls():
+            second.start()
+            inside.wait(1)  # in vain: the second waits until this is over
+
+    second = threading.Thread(target=probes.preload_cuda_libraries, args=(Second,))
+    before = sys.stdout
+    probes.preload_cuda_libraries(First)
+    first_has_left.set()
+    second.join()
+    after, sys.stdout = sys.stdout, before
+    assert after is before
 
 
 def test_an_old_driver_is_named(monkeypatch):
     monkeypatch.setattr(probes, "find_driver", lambda: Driver("11.8", (H200,)))
     assert "CUDA 11.8 at most" in probes.probe_cuda().reason
+
+
+def test_a_driver_too_old_for_the_onnxruntime_that_is_installed_is_named(monkeypatch, a_gpu):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    for built_for, too_new in (("12.8", False), ("13.0", False), ("14.1", True), ("", False)):
+        monkeypatch.setattr(onnxruntime, "cuda_version", built_for, raising=False)
+        problems = "; ".join(probes.probe_cuda().problems)
+        assert ("built for CUDA 14.1, and the NVIDIA driver runs CUDA 13.0" in problems) is too_new
 
 
 def test_a_card_that_tensorrt_rtx_does_not_know_is_named(a_gpu):

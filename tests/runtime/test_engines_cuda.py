@@ -6,6 +6,8 @@ here is CUDA itself. `test_on_a_gpu` is for a machine with one.
 
 import logging
 import threading
+import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +35,9 @@ ort = pytest.importorskip("onnxruntime")
 # multiply-adds and sines differ from NumPy's in the last bits.
 PARITY = 2e-5
 
+# What a version older than 1.24 has not.
+_TELL = "get_provider_graph_assignment_info"
+
 HOST = Target("CPUExecutionProvider", "cpu", lambda gpu, stream, record: {})
 
 
@@ -43,6 +48,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def core(shim, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ort, "__version__", "1.31.1")  # one that records
     return fake_cuda.install(monkeypatch, shim)
 
 
@@ -141,6 +147,31 @@ def test_threads_do_not_meet_on_the_device(session):
         thread.join()
     assert len(right) == 120
     assert all(right)
+
+
+def test_while_one_session_records_no_other_touches_the_device(core, bundle, monkeypatch):
+    at_work, most = [], []
+    plain = BoundGraph.run
+
+    def run(self, rows):
+        at_work.append(rows)
+        most.append(len(at_work))
+        time.sleep(0.02)  # the others come meanwhile
+        plain(self, rows)
+        at_work.pop()
+
+    monkeypatch.setattr(BoundGraph, "run", run)
+
+    def work():
+        with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
+            session.predict(pictures(6))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6
 
 
 def test_only_a_full_batch_is_recorded_and_always_from_one_binding(core, bundle, monkeypatch):
@@ -242,6 +273,84 @@ def test_a_graph_that_cannot_be_recorded_runs_node_by_node_and_that_is_logged(
     assert fake_cuda.Buffer.live == 0
 
 
+@pytest.mark.parametrize(
+    ("version", "recorded"), [("1.29.0", False), ("1.30.0", True), ("1.32.0.dev20261101", True)]
+)
+def test_a_version_whose_recordings_other_passes_spoil_records_none(
+    core, bundle, monkeypatch, version, recorded
+):
+    asked = []
+
+    def options(gpu, stream, record):
+        asked.append(record)
+        return {}
+
+    monkeypatch.setattr(ort, "__version__", version)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=replace(HOST, options=options)):
+        assert asked == [recorded]
+
+
+def test_a_version_that_does_not_tell_where_nodes_run_is_to_check_that_itself(
+    core, bundle, tmp_path, monkeypatch
+):
+    asked, runs = [], []
+    plain = ort.InferenceSession.run_with_iobinding
+
+    def options(gpu, stream, record):
+        asked.append(record)
+        return {}
+
+    def run(self, binding, options):
+        runs.append(options.get_run_config_entry("gpu_graph_id"))
+        return plain(self, binding, options)
+
+    monkeypatch.setattr(ort, "__version__", "1.23.2")
+    for kind in ort.InferenceSession.__mro__:
+        if _TELL in vars(kind):
+            monkeypatch.delattr(kind, _TELL)
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    mixed = add_encoder(bundle, write_tiny_bundle(tmp_path / "other", seed=1))
+    with OnnxRuntimeCudaSession(mixed, batch_size=6, target=replace(HOST, options=options)) as one:
+        one.predict(pictures(6))
+    assert asked == [True, True]
+    assert set(runs) == {"-1"}  # allowed, and not done
+
+
+def test_what_recording_took_is_given_back_before_the_graph_is_opened_without(
+    core, bundle, monkeypatch
+):
+    tried, alive = [], []
+    plain = ort.InferenceSession.run_with_iobinding
+
+    def run(self, binding, options):
+        if not tried:
+            tried.append(weakref.ref(self))
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return plain(self, binding, options)
+
+    def options(gpu, stream, record):
+        if not record:
+            alive.extend(session() for session in tried)
+        return {}
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=replace(HOST, options=options)):
+        assert alive == [None]
+
+
+def test_onnxruntime_plans_no_memory_beside_what_the_first_pass_took(core, bundle, monkeypatch):
+    planned = []
+    plain = ort.InferenceSession
+
+    def open(path, options, **others):
+        planned.append(options.enable_mem_pattern)
+        return plain(path, options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", open)
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST):
+        assert planned == [False]
+
+
 def test_what_fails_both_ways_is_an_error_and_leaves_nothing(core, bundle):
     def options(gpu, stream, record):
         raise RuntimeError("cuDNN is on strike")
@@ -265,6 +374,7 @@ def test_a_provider_that_was_not_taken_is_an_error(core, bundle, monkeypatch):
     assert fake_cuda.Buffer.live == 0
 
 
+@pytest.mark.skipif(not hasattr(ort.InferenceSession, _TELL), reason="this version does not tell")
 def test_nodes_left_to_the_cpu_are_counted_unless_they_compute_shapes(bundle):
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
