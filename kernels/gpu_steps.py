@@ -7,6 +7,7 @@ far: see docs/gpu-notes.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ from vitcx.kernels.blend import Job
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.cublas import Cublas
 from vitcx.kernels.gpu import Gpu, PinnedBuffer
-from vitcx.kernels.gpu_kernels import GpuKernels, pack_jobs
+from vitcx.kernels.gpu_kernels import JOB_DTYPE, GpuKernels, pack_jobs
 from vitcx.kernels.streams import Stream
 from vitcx.kernels.upsampling import axis_operator
 
 
 class Blender(Closing):
-    """Blends batches on one stream; keeps its buffers from batch to batch.
+    """Blends batches on one stream; keeps its buffers from batch to batch (see `reserve`).
 
     Images, masks and jobs go up in one copy through pinned memory; an image that is on the device
     already, and is a call's only one, is read where it lies. A context manager; for one thread at a
@@ -38,6 +39,18 @@ class Blender(Closing):
         self._pinned: PinnedBuffer | None = None
         self._store: DeviceArray | None = None
         self._copied: Any = None
+
+    def reserve(self, rows: int, image: tuple[int, int, int], grid: tuple[int, int]) -> None:
+        """Take all the memory that batches of up to `rows` rows need; `blend` takes no more then.
+
+        Parameters
+        ----------
+        image : (C, H, W) of each image.
+        grid : (h, w) of each mask.
+        """
+        # At the most, each row is another image under another mask.
+        sizes = (JOB_DTYPE.itemsize, 4 * math.prod(grid), 4 * math.prod(image))
+        self._take(sum(_aligned(rows * size) for size in sizes))
 
     def blend(
         self,
@@ -71,21 +84,26 @@ class Blender(Closing):
         starts, size = [], 0
         for part in parts:
             starts.append(size)
-            size += -(-part.nbytes // 256) * 256  # each aligned for 16-byte loads
+            size += _aligned(part.nbytes)
         if self._copied is not None:
             self._copied.sync()  # the last batch's copy has left the pinned memory
-        if self._pinned is None or self._store is None or self._store.nbytes < size:
-            self.close()
-            self._pinned = PinnedBuffer(2 * size)
-            self._store = self._gpu.allocate((2 * size,), np.uint8, self._stream)
+        pinned, store = self._take(size)
         for start, part in zip(starts, parts, strict=True):
-            self._pinned.write(part, start)
-        self._pinned.copy_to(self._store.part(0, (size,), np.uint8), self._stream)
+            pinned.write(part, start)
+        pinned.copy_to(store.part(0, (size,), np.uint8), self._stream)
         self._copied = self._stream.record()
         return [
-            self._store.part(start, part.shape, part.dtype)
+            store.part(start, part.shape, part.dtype)
             for start, part in zip(starts, parts, strict=True)
         ]
+
+    def _take(self, size: int) -> tuple[PinnedBuffer, DeviceArray]:
+        """`size` bytes or more, pinned and on the device."""
+        if self._pinned is None or self._store is None or self._store.nbytes < size:
+            self.close()
+            self._pinned = PinnedBuffer(size)
+            self._store = self._gpu.allocate((size,), np.uint8, self._stream)
+        return self._pinned, self._store
 
     def close(self) -> None:
         """Give the buffers back once the stream has passed what is queued."""
@@ -98,6 +116,11 @@ class Blender(Closing):
                 self._copied.sync()
             pinned.close()
         self._copied = None
+
+
+def _aligned(size: int) -> int:
+    """Room for `size` bytes that ends where 16-byte loads may begin."""
+    return -(-size // 256) * 256
 
 
 class MaskSpace(Closing):

@@ -120,11 +120,13 @@ def _in_turn(work: Callable[[], T]) -> T:
 class _Device(Closing):
     """What the session owns on the GPU; for its thread alone."""
 
-    def __init__(self, gpu: Gpu, graph: BoundGraph, batch_size: int) -> None:
+    def __init__(self, gpu: Gpu, graph: BoundGraph, batch_size: int, grid: tuple[int, int]) -> None:
         self.name = f"{gpu.name} ({gpu.arch})"
         self.graph = graph
         self.batch_size = batch_size
         self._blender = Blender(gpu, GpuKernels(gpu), graph.stream)
+        _, channels, height, width = graph.images.shape
+        self._blender.reserve(batch_size, (channels, height, width), grid)
 
     def score(self, batch: Batch) -> Scores:
         start = time.perf_counter()
@@ -172,7 +174,7 @@ def _open_device(
             opened = graph(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)
-            device = _Device(gpu, opened, size)
+            device = _Device(gpu, opened, size, bundle.manifest.grid)
             owned.pop_all()
         return device
 

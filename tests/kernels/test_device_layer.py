@@ -11,6 +11,7 @@ import inspect
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -488,6 +489,30 @@ def test_blender_is_the_twin(dtype, size, on_device, core):
     relative = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
     np.testing.assert_allclose(result, expected, rtol=relative, atol=BLEND_TOLERANCE)
     assert fake_cuda.Buffer.live == 0
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows):
+    """An image of its own and a mask of its own for each row is the most there can be."""
+    generator = np.random.default_rng(rows)
+    images = list(generator.random((rows, 3, 9, 10), dtype=np.float32))
+    masks = list(generator.random((rows, 4, 5), dtype=np.float32))
+    jobs = [Job(i, i, i, 11, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(rows)]
+    device = Gpu()
+    with (
+        device.new_stream() as stream,
+        device.allocate((rows, 3, 9, 10), np.float32, stream) as out,
+        Blender(device, GpuKernels(device), stream) as blender,
+    ):
+        blender.reserve(rows, (3, 9, 10), (4, 5))
+        held = fake_cuda.Buffer.live_device_bytes
+        core.Device.memory_bytes = held
+        try:
+            blender.blend(images, masks, jobs, out)
+            blender.blend(images[:1], masks, [replace(j, image=0) for j in jobs], out)
+        finally:
+            core.Device.memory_bytes = None
+        assert fake_cuda.Buffer.live_device_bytes == held
 
 
 def test_a_batch_of_the_wrong_shape_is_refused(core):

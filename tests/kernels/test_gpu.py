@@ -1,6 +1,7 @@
 """On a GPU: what the rest of tests/kernels proves about the device logic, proved of the device.
 
-Never ran on hardware so far (docs/gpu-notes.md). Run: pytest -m gpu tests/kernels
+Never ran on hardware so far (docs/gpu-notes.md); test_emulated_driver.py runs them on an emulated
+driver. Run: pytest -m gpu tests/kernels
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from scipy.spatial.distance import squareform
 
 from vitcx.kernels.arrays import DeviceArray, accept
 from vitcx.kernels.blend import SKIP, Job, blend
+from vitcx.kernels.driver import find_driver
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import Gpu
 from vitcx.kernels.gpu_kernels import GpuKernels
@@ -149,7 +151,7 @@ def test_the_gil_is_free_while_the_device_works(device):
             beats[0] += 1
             time.sleep(0.0005)
 
-    size = 1 << 30
+    size = min(1 << 30, find_driver().gpus[0].memory_bytes // 16)
     with device.new_stream() as stream:
         a, b = (device.allocate((size,), np.uint8, stream) for _ in range(2))
         source, target = (core.Buffer.from_handle(x.pointer, size, owner=x.buffer) for x in (a, b))

@@ -1,7 +1,8 @@
 """A stand-in for the part of TensorRT that a session uses, that computes and keeps a record.
 
 Its engine is ONNX Runtime on the bundle's graph. A forward pass reads its input from the address
-that was bound, and writes its outputs there: on `fake_cuda`, whose memory is the host's. What
+that was bound, and writes its outputs there: on `fake_cuda`, or on an emulated driver, whose memory
+is the host's. What
 TensorRT would answer with False, None and a line in its log, so does this; what would corrupt
 memory there fails an assertion here. That names and parameters are TensorRT's own is tested.
 """
@@ -93,7 +94,8 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
 class Record:
     """What was asked of the library, and what it is told to refuse."""
 
-    def __init__(self):
+    def __init__(self, device=fake_cuda):
+        self.device = device  # with `queue` and `is_capturing`
         self.contexts = []
         self.passes = []  # (context, rows, stream handle, thread), as they run
         self.built = []  # the shapes of each plan that was built
@@ -209,13 +211,13 @@ class IExecutionContext:
         assert self.shape is not None
         assert set(self.addresses) == set(self._engine._plan["tensors"])
         assert self._memory[1] >= (SCRATCH[self.profile] if self._managed else 0)
-        capturing = fake_cuda.is_capturing(stream_handle)
+        capturing = self._record.device.is_capturing(stream_handle)
         refusal = self._record.refuse_capture if capturing else self._record.refuse_passes
         if refusal is not None:
             self._log(refusal)
             return False
         state = (self.shape, dict(self.addresses), stream_handle)
-        fake_cuda.queue(stream_handle, lambda: self._run(*state))
+        self._record.device.queue(stream_handle, lambda: self._run(*state))
         return True
 
     def _run(self, shape, addresses, stream_handle):
@@ -240,12 +242,12 @@ def _at(address, shape):
     return np.ctypeslib.as_array(kind.from_address(address)).reshape(shape)
 
 
-def install(monkeypatch, tmp_path, flavour="tensorrt", old=False):
+def install(monkeypatch, tmp_path, flavour="tensorrt", old=False, device=fake_cuda):
     """Put the stand-in where the library of `flavour` is imported from; returns its `Record`.
 
     `old` is TensorRT 8.6, which cannot say the memory of one profile.
     """
-    record = Record()
+    record = Record(device)
 
     class Runtime:
         def __init__(self, logger):

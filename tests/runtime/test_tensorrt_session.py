@@ -33,6 +33,7 @@ from vitcx.kernels.arrays import DevicePointer
 from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.driver import find_driver
 from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.gpu_kernels import JOB_DTYPE
 from vitcx.runtime import tensorrt_library, tensorrt_session
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.explainer import Explainer
@@ -336,15 +337,21 @@ def test_a_graph_that_does_not_launch_is_an_error(bundle, record, monkeypatch):
 def test_out_of_memory_halves_the_batch_and_says_so_once(
     bundle, record, reference, monkeypatch, caplog
 ):
-    """Room for the buffers of 8 rows, not of 16: those of one row take 13 KB, scratch 12 KB."""
+    """Room for 8 rows, not for 16, with an image and a mask for each; scratch takes 12 KB."""
     row = 4 * (3 * SIZE * SIZE + CLASSES + CHANNELS * 16)
-    monkeypatch.setattr(fake_cuda.Device, "memory_bytes", 8 * row + 4 * row + 40_000)
+    source = 4 * (3 * SIZE * SIZE + 16) + JOB_DTYPE.itemsize
+    monkeypatch.setattr(fake_cuda.Device, "memory_bytes", 8 * (row + source) + 4 * row + 20_000)
     with TensorRTSession(bundle, batch_size=64, encode_images=4) as session:
         assert session.batch_size == 8
         assert [shapes.batch_size for shapes in record.built] == [64, 32, 16, 8]
+        # The batch that needs the most: its jobs name another image each.
+        most = batch(8)
+        most.images = list(images(8))
+        most.masks = list(np.random.default_rng(0).random((8, 4, 4), dtype=np.float32))
+        most.jobs = [Job(i, i, i, 7, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(8)]
         np.testing.assert_allclose(
-            session.score(batch(8)).probabilities,
-            reference.score(batch(8)).probabilities,
+            session.score(most).probabilities,
+            reference.score(most).probabilities,
             rtol=0,
             atol=TOLERANCE,
         )
