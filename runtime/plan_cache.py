@@ -26,7 +26,7 @@ from vitcx.runtime.errors import MissingExtraError
 log = logging.getLogger("vitcx")
 
 # Part of the key: raise it when what makes a plan changes in a way that the key does not show.
-_CACHE_SCHEMA = 2  # 2: TensorRT-RTX allocates nothing while it runs
+_CACHE_SCHEMA = 3  # 3: no REQUIRE_USER_ALLOCATION, whose plans crash TensorRT-RTX 1.7.1
 _DIGEST_BYTES = 32
 _WRITABLE_BY_OTHERS = 0o022
 _PRIVATE = 0o600

@@ -238,10 +238,8 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if library.flavour == "tensorrt-rtx":
-        # Otherwise large tensors may be allocated while it runs: outside the memory that a context
-        # is given, and then a pass cannot become a CUDA graph. TensorRT has no such setting.
-        config.set_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    # Not TensorRT-RTX's REQUIRE_USER_ALLOCATION, which is to forbid allocations in a pass: with it,
+    # version 1.7.1 writes to address 0 in the first pass of a profile whose batch varies.
     if not library.networks_have_types:
         _set_old_types(library, config, bundle)
     if options.compute_capabilities:

@@ -116,7 +116,7 @@ def test_two_profiles_on_a_dynamic_batch(
             seen.append(config.get_flag(library.module.BuilderFlag.TF32))
             seen.append(config.get_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE))
             seen.append(tuple(network.get_input(0).shape))
-            # What its CUDA graphs need: nothing is allocated while it runs.
+            # With it, version 1.7.1 crashes where the encoder's batch varies (docs/tensorrt.md).
             seen.append(config.get_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION))
             return super().build_serialized_network(network, config)
 
@@ -129,7 +129,7 @@ def test_two_profiles_on_a_dynamic_batch(
     monkeypatch.setattr(library.module, "Builder", Spy)
     options = BuildOptions(compute_capabilities=("8.9",), workspace_bytes=1 << 28)
     build_plan(library, bundle, SHAPES, options)
-    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), True]
+    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), False]
     ranges = [[tuple(shape) for shape in profile.get_shape("images")] for profile in profiles]
     assert ranges == [
         [(1, 3, SIZE, SIZE), (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)],
