@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import enum
+import gc
 import inspect
 import logging
 import re
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
@@ -389,9 +391,14 @@ def test_a_closed_session_has_freed_everything(bundle, record):
     session.score(batch(2))
     session.predict(images(1))
     assert fake_cuda.Buffer.live > 0
+    engine = weakref.ref(record.contexts[0]._engine)
+    record.contexts.clear()
+    record.passes.clear()
     session.close()
     session.close()
     assert fake_cuda.Buffer.live == 0
+    gc.collect()
+    assert engine() is None  # it has the weights, in memory of the library's
     for use in (
         lambda: session.encode(images(1)),
         lambda: session.predict(images(1)),
