@@ -126,26 +126,26 @@ def drop(key: PlanKey, directory: Path | None = None) -> None:
             log.warning("the plan cache %s cannot be written: %s", folder, error)
 
 
-def read_timings(path: Path) -> bytes:
-    """A timing cache, b"" where there is none or it is not the file that was written."""
+def read_checked(path: Path, what: str) -> bytes:
+    """A file of `write_checked`; b"" where there is none or it is not the one that was written."""
     try:
-        content = path.read_bytes()
+        written = path.read_bytes()
     except OSError:
         return b""
-    digest, timings = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if not _is_ours(path) or hashlib.sha256(timings).digest() != digest:
-        log.warning("the timing cache %s is damaged or not yours: starting a new one", path)
+    digest, content = written[:_DIGEST_BYTES], written[_DIGEST_BYTES:]
+    if not _is_ours(path) or hashlib.sha256(content).digest() != digest:
+        log.warning("the %s %s is damaged or not yours: starting a new one", what, path)
         return b""
-    return timings
+    return content
 
 
-def write_timings(path: Path, timings: bytes) -> None:
-    """Keep a timing cache behind its digest. That it cannot be written is no error."""
+def write_checked(path: Path, content: bytes, what: str) -> None:
+    """Keep some bytes behind their digest. That they cannot be written is no error."""
     try:
         with replacing(path, _PRIVATE) as temporary:
-            temporary.write_bytes(hashlib.sha256(timings).digest() + timings)
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError as error:
-        log.warning("the timing cache %s cannot be written: %s", path, error)
+        log.warning("the %s %s cannot be written: %s", what, path, error)
 
 
 def _prepare(folder: Path) -> bool:

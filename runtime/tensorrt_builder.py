@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
 from vitcx.runtime.errors import BundleError, EngineError, InputError
-from vitcx.runtime.plan_cache import read_timings, write_timings
+from vitcx.runtime.plan_cache import read_checked, write_checked
 from vitcx.runtime.plan_report import PlanReport, count_layers, each_once
 from vitcx.runtime.tensorrt_library import Library, Message, Severity
 from vitcx.runtime.tensorrt_progress import Progress, Watch, progress_monitor
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # The optimisation profiles.
 ENCODE, SCORE = "encode", "score"
+# A graph of a kind that the parser does not know has a fault in each layer of it.
+_MOST_REASONS = 3
+_TIMINGS = "timing cache"
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def build_plan(
             raise _failure(library, f"cannot build '{bundle.path}' for {targets}", messages)
         plan = bytes(memoryview(serialized))
         if timings is not None and options.timing_cache is not None:
-            write_timings(options.timing_cache, bytes(memoryview(timings.serialize())))
+            kept = bytes(memoryview(timings.serialize()))
+            write_checked(options.timing_cache, kept, _TIMINGS)
     layers, fused = count_layers(text for _, text in messages)
     return BuiltPlan(
         plan,
@@ -208,11 +212,12 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
         trt = library.module
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(bundle.model_path)):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
+        reasons = each_once([_told(parser.get_error(i)) for i in range(parser.num_errors)])
+        more = len(reasons) - _MOST_REASONS
         raise BundleError(
             f"the parser of {library.flavour} {library.version} does not take "
-            f"'{bundle.model_path}': {'; '.join(each_once(reasons))}"
+            f"'{bundle.model_path}': {'; '.join(reasons[:_MOST_REASONS])}"
+            + (f"; and {more} more" if more > 0 else "")
         )
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -221,6 +226,14 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
             f"the graph takes {inputs} and gives {outputs}; a bundle's takes ['{INPUT}'] and gives "
             f"'{PROBABILITIES}' and '{EMBEDDING}': export it again"
         )
+
+
+def _told(error: Any) -> str:
+    """A parser's error. TensorRT 8 does not say the operator, nor the node's name."""
+    operator = getattr(error, "node_operator", None)
+    if operator is None:
+        return f"node {error.node()}: {error.desc()}"
+    return f"{operator()} {error.node_name()}: {error.desc()}"
 
 
 def _configure(
@@ -290,7 +303,7 @@ def _timings(
     """The kernel timings of earlier builds, set for this one. TensorRT-RTX has none."""
     if options.timing_cache is None or library.flavour == "tensorrt-rtx":
         return None
-    timings = config.create_timing_cache(read_timings(options.timing_cache))
+    timings = config.create_timing_cache(read_checked(options.timing_cache, _TIMINGS))
     config.set_timing_cache(timings, ignore_mismatch=False)
     return timings
 

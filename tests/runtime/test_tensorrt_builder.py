@@ -170,6 +170,58 @@ def test_what_the_report_raises_ends_the_build(
 # --- refusals -------------------------------------------------------------------------------------
 
 
+class _Error:
+    """The parser's, as TensorRT-RTX has it: with the operator and the node's name."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def node_operator(self) -> str:
+        return "MatMulInteger"
+
+    def node_name(self) -> str:
+        return f"product_{self._number}"
+
+    def node(self) -> int:
+        return self._number
+
+    def desc(self) -> str:
+        return "not supported"
+
+
+class _OldError:
+    """As TensorRT 8.6 has it."""
+
+    node, desc, __init__ = _Error.node, _Error.desc, _Error.__init__
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(_Error, "MatMulInteger product_0: not supported"), (_OldError, "node 0: not supported")],
+)
+def test_a_graph_of_unknown_nodes_is_refused_in_a_few_words(
+    kind: type, first: str, library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parser:
+        num_errors = 40
+
+        def __init__(self, network: Any, logger: Any) -> None:
+            pass
+
+        def parse_from_file(self, path: str) -> bool:
+            return False
+
+        def get_error(self, index: int) -> Any:
+            return kind(index)
+
+    monkeypatch.setattr(library.module, "OnnxParser", Parser)
+    with pytest.raises(BundleError) as caught:
+        build_plan(library, bundle, SHAPES, ADA)
+    told = str(caught.value)
+    assert f"does not take '{bundle.model_path}': {first};" in told
+    assert told.endswith("; and 37 more")
+
+
 def test_a_file_that_is_no_graph(library: Library, bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"the parser of tensorrt-rtx .* does not take"):
         build_plan(library, with_graph(bundle, tmp_path, b"no graph"), SHAPES, ADA)
