@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.plan_cache import PlanKey, cache_directory, drop, find, get_or_build
@@ -24,6 +25,7 @@ __all__ = [
     "PlanOrder",
     "Shapes",
     "forget_plan",
+    "kernels_path",
     "plan_for",
     "plan_graphs",
     "plan_key",
@@ -134,6 +136,11 @@ def plan_key(order: PlanOrder) -> PlanKey:
         shapes=dataclasses.asdict(order.shapes),
         options=settings,
     )
+
+
+def kernels_path(order: PlanOrder, profile: str) -> Path:
+    """Where the kernels that were compiled for a profile of the order's plan are kept."""
+    return cache_directory() / f"{plan_key(order).digest()}.{profile}.kernels"
 
 
 def forget_plan(order: PlanOrder, why: str) -> None:
