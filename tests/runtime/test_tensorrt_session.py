@@ -521,6 +521,18 @@ def test_without_a_gpu_the_error_says_so(bundle, monkeypatch, tmp_path):
     tensorrt_library.find_library.cache_clear()
 
 
+def test_without_the_kernels_compiler_no_session_opens(bundle, record, monkeypatch):
+    def no_compiler(*_):
+        raise DeviceError("The GPU path needs NVRTC\nmore")
+
+    monkeypatch.setattr("vitcx.kernels.gpu_kernels.cubin", no_compiler)
+    with pytest.raises(
+        EngineError, match=r"opening a context .* failed: The GPU path needs NVRTC$"
+    ):
+        TensorRTSession(bundle, batch_size=4)
+    assert fake_cuda.Buffer.live == 0
+
+
 def test_the_real_library_says_why_it_cannot_read_a_plan(bundle):
     """TensorRT-RTX builds on a machine without a driver, and reads nothing there."""
     pytest.importorskip("tensorrt_rtx")
