@@ -162,7 +162,8 @@ def build_plan(
                 raise _failure(library, f"refuses batches of {least} to {most}", messages)
         watch = Watch(report)
         monitor = progress_monitor(library, watch)  # the config holds no reference of its own
-        config.progress_monitor = monitor
+        if monitor is not None:
+            config.progress_monitor = monitor
         timings = _timings(config, options, library)
         serialized = builder.build_serialized_network(network, config)
         watch.raise_what_came()
@@ -255,6 +256,8 @@ def _configure(
     # version 1.7.1 writes to address 0 in the first pass of a profile whose batch varies.
     if not library.networks_have_types:
         _set_old_types(library, config, bundle)
+        # From TensorRT 10 on, as many contexts as there are threads may use one profile.
+        config.set_preview_feature(library.module.PreviewFeature.PROFILE_SHARING_0806, True)
     if options.compute_capabilities:
         _set_targets(library, config, options.compute_capabilities)
 

@@ -28,6 +28,7 @@ from vitcx.runtime.errors import (  # noqa: E402
 from vitcx.runtime.tensorrt_builder import (  # noqa: E402
     BuildOptions,
     Shapes,
+    _configure,
     build_plan,
     supported_capabilities,
 )
@@ -165,6 +166,16 @@ def test_what_the_report_raises_ends_the_build(
         build_plan(library, bundle, SHAPES, ADA, stop)
     assert len(calls) == 1
     build_plan(library, bundle, SHAPES, ADA)  # the library is none the worse
+
+
+def test_a_library_that_tells_no_progress_builds_all_the_same(
+    library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 8.6 is one."""
+    calls: list[str] = []
+    monkeypatch.delattr(library.module, "IProgressMonitor")
+    assert build_plan(library, bundle, SHAPES, ADA, lambda *step: calls.append(step[0])).plan
+    assert calls == []
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -398,3 +409,26 @@ def test_the_gpus_own_capability_is_the_target(
     # One that this TensorRT-RTX has no name for: left to the library.
     plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
     assert targets == [("8.9",), ()]
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("fp16", {"FP16", "OBEY"})])
+def test_tensorrt_8_is_told_types_and_that_contexts_share_a_profile(
+    precision: str, flags: set[str], bundle: Bundle
+) -> None:
+    """Without the second, 8.6 ends the process when a second thread's context takes a profile."""
+    told: list[Any] = []
+    config = SimpleNamespace(
+        set_flag=told.append,
+        clear_flag=lambda flag: told.append(f"no {flag}"),
+        set_preview_feature=lambda feature, on: told.append((feature, on)),
+    )
+    module = SimpleNamespace(
+        BuilderFlag=SimpleNamespace(TF32="TF32", FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=1),
+        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
+    )
+    library = Library("tensorrt", module, "8.6.0", None)
+    manifest = dataclasses.replace(bundle.manifest, precision=precision)
+    _configure(library, config, Bundle(bundle.path, manifest), BuildOptions())
+    assert told.count(("sharing", True)) == 1
+    assert set(told) == {"no TF32", ("sharing", True), *flags}
