@@ -205,6 +205,24 @@ def supported_capabilities(library: Library) -> tuple[str, ...]:
     return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
 
+def why_not_on(library: Library, capability: str) -> str:
+    """Why the library runs on no GPU of a compute capability; "" where it may.
+
+    TensorRT-RTX opens no plan on one that is not in its list, unless that is newer than all there.
+    """
+    supported = supported_capabilities(library)
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    if not supported or capability in supported or number(capability) > number(supported[-1]):
+        return ""
+    return (
+        f"{library.flavour} {library.version} does not run on GPUs of compute capability "
+        f"{capability}, only on {', '.join(supported)} and newer ones: take another engine"
+    )
+
+
 def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) -> None:
     """Fill the network from the bundle's graph; external weights lie beside it."""
     if TYPE_CHECKING:

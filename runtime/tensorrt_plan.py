@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.errors import EngineError
 from vitcx.runtime.plan_cache import PlanKey, cache_directory, drop, find, get_or_build
 from vitcx.runtime.tensorrt_builder import (
     ENCODE,
@@ -16,6 +17,7 @@ from vitcx.runtime.tensorrt_builder import (
     Shapes,
     build_plan,
     supported_capabilities,
+    why_not_on,
 )
 from vitcx.runtime.tensorrt_library import Library
 from vitcx.runtime.tensorrt_progress import Progress
@@ -101,6 +103,8 @@ def plan_for(order: PlanOrder, report: Progress | None = None) -> bytes:
     targets: tuple[str, ...] = ()
     if compute_capability in supported_capabilities(library):
         targets = (compute_capability,)
+    elif reason := why_not_on(library, compute_capability):
+        raise EngineError(reason)
     name = "".join(c if c.isalnum() else "-" for c in f"{library.version}-{gpu_name}")
     settled = dataclasses.replace(
         order.options,

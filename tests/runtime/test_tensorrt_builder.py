@@ -406,9 +406,13 @@ def test_the_gpus_own_capability_is_the_target(
     monkeypatch.setattr(tensorrt_plan, "build_plan", spy)
     order = PlanOrder(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
     plan_for(order)
-    # One that this TensorRT-RTX has no name for: left to the library.
-    plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
+    # A newer one than this TensorRT-RTX knows: left to the library.
+    plan_for(dataclasses.replace(order, gpu_name="a GPU to come", compute_capability="99.0"))
     assert targets == [("8.9",), ()]
+    # It opens no plan on one that is not in its list and older, and says so only then.
+    with pytest.raises(EngineError, match=r"does not run on GPUs of .* 9\.0, only on .*8\.9"):
+        plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
+    assert len(targets) == 2
 
 
 @pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("fp16", {"FP16", "OBEY"})])
