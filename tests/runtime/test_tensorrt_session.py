@@ -395,7 +395,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
         "Error Code 2: OutOfMemory (Requested size was 17)",
         "Cuda Runtime (out of memory)",
         # TensorRT-RTX 1.7.1, of the constants of a kernel.
-        "Error Code 1: Myelin ([impl.cpp:332: default_alloc] CUDA error 2 for 132-byte allocation.)",
+        "Error Code 1: Myelin (default_alloc] CUDA error 2 for 132-byte allocation.)",
     ],
 )
 def test_no_room_at_all_is_an_error(words, bundle, record):
