@@ -436,3 +436,24 @@ def test_tensorrt_8_is_told_types_and_that_contexts_share_a_profile(
     _configure(library, config, Bundle(bundle.path, manifest), BuildOptions())
     assert told.count(("sharing", True)) == 1
     assert set(told) == {"no TF32", ("sharing", True), *flags}
+
+
+def test_an_error_that_becomes_an_exception_is_none_in_the_log(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be dealt with: a smaller batch, another engine."""
+    severity = library.module.ILogger.Severity
+
+    def fail() -> None:
+        with library.heard():
+            library.logger.log(severity.ERROR, "no room")
+            raise RuntimeError
+
+    with caplog.at_level(logging.DEBUG, "vitcx"), pytest.raises(RuntimeError):
+        fail()
+    assert [r.levelname for r in caplog.records] == ["DEBUG"]
+    caplog.clear()
+    with library.heard():
+        library.logger.log(severity.ERROR, "no timings")
+    told = [r.message for r in caplog.records if r.levelname == "ERROR"]
+    assert told == ["tensorrt_rtx: no timings"]

@@ -398,11 +398,12 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
         "Error Code 1: Myelin (default_alloc] CUDA error 2 for 132-byte allocation.)",
     ],
 )
-def test_no_room_at_all_is_an_error(words, bundle, record):
+def test_no_room_at_all_is_an_error(words, bundle, record, caplog):
     record.refuse_contexts = words
     with pytest.raises(EngineError, match="one row of a mask batch") as caught:
         TensorRTSession(bundle, batch_size=4)
     assert words in str(caught.value)
+    assert warnings_of(caplog) == []
     assert [(s.encode_images, s.batch_size) for s in record.built] == [(4, 4), (2, 2), (1, 1)]
     assert fake_cuda.Buffer.live == 0
 
