@@ -116,12 +116,16 @@ def keep(key: PlanKey, plan: bytes, directory: Path | None = None) -> None:
 
 
 def drop(key: PlanKey, directory: Path | None = None) -> None:
-    """Take the plan of `key` out of the cache, if it is there and can be taken."""
-    folder = directory or cache_directory()
+    """Take the plan of `key`, and its kernels, out of the cache, if they can be taken."""
+    folder, name = directory or cache_directory(), key.digest()
     # The note first: a plan without one does not count.
-    for suffix in ("json", "plan"):
+    for path in (
+        folder / f"{name}.json",
+        folder / f"{name}.plan",
+        *folder.glob(f"{name}.*.kernels"),
+    ):
         try:
-            (folder / f"{key.digest()}.{suffix}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the plan cache %s cannot be written: %s", folder, error)
 

@@ -306,6 +306,10 @@ def test_rtx_compiles_each_profile_once_and_not_again_at_the_next_start(
         assert record.compiled == [1, 0] * 3
         session.score(batch(4))
     assert len([line for line in warnings_of(caplog) if "kernels" in line]) == 2
+    # They go with the plan.
+    record.refuse_plans = 1
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
+        assert record.compiled == [1, 0] * 4
 
 
 def test_rtxs_graph_is_made_when_the_session_opens(bundle, core, monkeypatch, tmp_path):
