@@ -101,6 +101,10 @@ class GpuKernels:
         self._kernels: dict[str, Any] = {}
         self._resident: dict[str, int] = {}
 
+    def prepare_blend(self, dtype: str = "float32") -> None:
+        """Compile and load what `blend` needs; `DeviceError` where that cannot be done."""
+        self._kernel("blend", _BLEND_KERNELS[dtype][0])
+
     def blend(
         self,
         images: DeviceArray,

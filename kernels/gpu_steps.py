@@ -30,9 +30,15 @@ class Blender(Closing):
     Images, masks and jobs go up in one copy through pinned memory; an image that is on the device
     already, and is a call's only one, is read where it lies. A context manager; for one thread at a
     time.
+
+    Raises
+    ------
+    DeviceError
+        The kernel cannot be compiled here.
     """
 
     def __init__(self, gpu: Gpu, kernels: GpuKernels, stream: Stream) -> None:
+        kernels.prepare_blend()
         self._gpu = gpu
         self._kernels = kernels
         self._stream = stream

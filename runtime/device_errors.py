@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import EngineError, VitcxError
 
-# CUDA_ERROR_OUT_OF_MEMORY, "Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory"; ONNX
-# Runtime's "Failed to allocate memory"; CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED.
+# CUDA_ERROR_OUT_OF_MEMORY, "Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory"; TensorRT's
+# "CUDA error 2 for 132-byte allocation"; ONNX Runtime's "Failed to allocate memory";
+# CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED.
 _OUT_OF_MEMORY = re.compile(
-    r"out[ _]?of[ _]?memory|failed to allocate memory|status_alloc_failed", re.IGNORECASE
+    r"out[ _]?of[ _]?memory|cuda error 2 for|failed to allocate memory|status_alloc_failed",
+    re.IGNORECASE,
 )
 
 

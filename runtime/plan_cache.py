@@ -26,7 +26,7 @@ from vitcx.runtime.errors import MissingExtraError
 log = logging.getLogger("vitcx")
 
 # Part of the key: raise it when what makes a plan changes in a way that the key does not show.
-_CACHE_SCHEMA = 2  # 2: TensorRT-RTX allocates nothing while it runs
+_CACHE_SCHEMA = 3  # 3: no REQUIRE_USER_ALLOCATION, whose plans crash TensorRT-RTX 1.7.1
 _DIGEST_BYTES = 32
 _WRITABLE_BY_OTHERS = 0o022
 _PRIVATE = 0o600
@@ -116,36 +116,40 @@ def keep(key: PlanKey, plan: bytes, directory: Path | None = None) -> None:
 
 
 def drop(key: PlanKey, directory: Path | None = None) -> None:
-    """Take the plan of `key` out of the cache, if it is there and can be taken."""
-    folder = directory or cache_directory()
+    """Take the plan of `key`, and its kernels, out of the cache, if they can be taken."""
+    folder, name = directory or cache_directory(), key.digest()
     # The note first: a plan without one does not count.
-    for suffix in ("json", "plan"):
+    for path in (
+        folder / f"{name}.json",
+        folder / f"{name}.plan",
+        *folder.glob(f"{name}.*.kernels"),
+    ):
         try:
-            (folder / f"{key.digest()}.{suffix}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the plan cache %s cannot be written: %s", folder, error)
 
 
-def read_timings(path: Path) -> bytes:
-    """A timing cache, b"" where there is none or it is not the file that was written."""
+def read_checked(path: Path, what: str) -> bytes:
+    """A file of `write_checked`; b"" where there is none or it is not the one that was written."""
     try:
-        content = path.read_bytes()
+        written = path.read_bytes()
     except OSError:
         return b""
-    digest, timings = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if not _is_ours(path) or hashlib.sha256(timings).digest() != digest:
-        log.warning("the timing cache %s is damaged or not yours: starting a new one", path)
+    digest, content = written[:_DIGEST_BYTES], written[_DIGEST_BYTES:]
+    if not _is_ours(path) or hashlib.sha256(content).digest() != digest:
+        log.warning("the %s %s is damaged or not yours: starting a new one", what, path)
         return b""
-    return timings
+    return content
 
 
-def write_timings(path: Path, timings: bytes) -> None:
-    """Keep a timing cache behind its digest. That it cannot be written is no error."""
+def write_checked(path: Path, content: bytes, what: str) -> None:
+    """Keep some bytes behind their digest. That they cannot be written is no error."""
     try:
         with replacing(path, _PRIVATE) as temporary:
-            temporary.write_bytes(hashlib.sha256(timings).digest() + timings)
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError as error:
-        log.warning("the timing cache %s cannot be written: %s", path, error)
+        log.warning("the %s %s cannot be written: %s", what, path, error)
 
 
 def _prepare(folder: Path) -> bool:

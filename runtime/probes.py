@@ -112,7 +112,7 @@ def probe_cuda() -> EngineStatus:
 
 def probe_tensorrt(flavour: str) -> EngineStatus:
     """TensorRT's own runtime: `flavour` is ``tensorrt`` or ``tensorrt-rtx``."""
-    from vitcx.runtime.tensorrt_builder import supported_capabilities
+    from vitcx.runtime.tensorrt_builder import why_not_on
     from vitcx.runtime.tensorrt_library import FLAVOURS, find_library
 
     problems, driver = _gpu_problems()
@@ -122,14 +122,9 @@ def probe_tensorrt(flavour: str) -> EngineStatus:
     try:
         library = find_library(flavour)
         version = library.version
-        supported = supported_capabilities(library)
-        if driver is not None and supported:
-            capability = driver.gpus[0].compute_capability
-            if capability not in supported:
-                problems.append(
-                    f"{flavour} {version} does not run on GPUs of compute capability {capability}, "
-                    f"only on {', '.join(supported)}: take another engine"
-                )
+        if driver is not None:
+            reason = why_not_on(library, driver.gpus[0].compute_capability)
+            problems += [reason] if reason else []
     except (EngineError, MissingExtraError) as error:
         problems.append(str(error))
     except Exception as error:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from vitcx.kernels.closing import Closing
 from vitcx.runtime.errors import EngineError
@@ -72,7 +72,7 @@ class Stations(Closing, Generic[_L]):
                     lambda: self._closed or self._free or self._most != self._count
                 )
                 if self._closed:
-                    raise EngineError("the session is closed: load the bundle again")
+                    _refuse()
                 if self._free:
                     return self._free.pop()
                 self._count += 1
@@ -96,6 +96,13 @@ class Stations(Closing, Generic[_L]):
         with self._changed:
             self._closed = True
             free, self._free = self._free, []
+            # It holds the engine, and so its weights on the device, as long as a closed session is
+            # around.
+            self._make = _refuse
             self._changed.notify_all()
         for station in free:
             station.close()
+
+
+def _refuse() -> NoReturn:
+    raise EngineError("the session is closed: load the bundle again")

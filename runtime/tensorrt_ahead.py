@@ -28,7 +28,7 @@ from vitcx.runtime.tensorrt_progress import Progress
 
 NOTE_SUFFIX = ".json"
 # Raised with what makes a plan, as the cache's is: an older plan is not taken for a new one.
-_NOTE_SCHEMA = 2
+_NOTE_SCHEMA = 3
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
 from vitcx.runtime.errors import BundleError, EngineError, InputError
-from vitcx.runtime.plan_cache import read_timings, write_timings
+from vitcx.runtime.plan_cache import read_checked, write_checked
 from vitcx.runtime.plan_report import PlanReport, count_layers, each_once
 from vitcx.runtime.tensorrt_library import Library, Message, Severity
 from vitcx.runtime.tensorrt_progress import Progress, Watch, progress_monitor
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # The optimisation profiles.
 ENCODE, SCORE = "encode", "score"
+# A graph of a kind that the parser does not know has a fault in each layer of it.
+_MOST_REASONS = 3
+_TIMINGS = "timing cache"
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def build_plan(
                 raise _failure(library, f"refuses batches of {least} to {most}", messages)
         watch = Watch(report)
         monitor = progress_monitor(library, watch)  # the config holds no reference of its own
-        config.progress_monitor = monitor
+        if monitor is not None:
+            config.progress_monitor = monitor
         timings = _timings(config, options, library)
         serialized = builder.build_serialized_network(network, config)
         watch.raise_what_came()
@@ -168,7 +172,8 @@ def build_plan(
             raise _failure(library, f"cannot build '{bundle.path}' for {targets}", messages)
         plan = bytes(memoryview(serialized))
         if timings is not None and options.timing_cache is not None:
-            write_timings(options.timing_cache, bytes(memoryview(timings.serialize())))
+            kept = bytes(memoryview(timings.serialize()))
+            write_checked(options.timing_cache, kept, _TIMINGS)
     layers, fused = count_layers(text for _, text in messages)
     return BuiltPlan(
         plan,
@@ -200,6 +205,24 @@ def supported_capabilities(library: Library) -> tuple[str, ...]:
     return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
 
+def why_not_on(library: Library, capability: str) -> str:
+    """Why the library runs on no GPU of a compute capability; "" where it may.
+
+    TensorRT-RTX opens no plan on one that is not in its list, unless that is newer than all there.
+    """
+    supported = supported_capabilities(library)
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    if not supported or capability in supported or number(capability) > number(supported[-1]):
+        return ""
+    return (
+        f"{library.flavour} {library.version} does not run on GPUs of compute capability "
+        f"{capability}, only on {', '.join(supported)} and newer ones: take another engine"
+    )
+
+
 def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) -> None:
     """Fill the network from the bundle's graph; external weights lie beside it."""
     if TYPE_CHECKING:
@@ -208,11 +231,12 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
         trt = library.module
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(bundle.model_path)):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
+        reasons = each_once([_told(parser.get_error(i)) for i in range(parser.num_errors)])
+        more = len(reasons) - _MOST_REASONS
         raise BundleError(
             f"the parser of {library.flavour} {library.version} does not take "
-            f"'{bundle.model_path}': {'; '.join(each_once(reasons))}"
+            f"'{bundle.model_path}': {'; '.join(reasons[:_MOST_REASONS])}"
+            + (f"; and {more} more" if more > 0 else "")
         )
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -221,6 +245,14 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
             f"the graph takes {inputs} and gives {outputs}; a bundle's takes ['{INPUT}'] and gives "
             f"'{PROBABILITIES}' and '{EMBEDDING}': export it again"
         )
+
+
+def _told(error: Any) -> str:
+    """A parser's error. TensorRT 8 does not say the operator, nor the node's name."""
+    operator = getattr(error, "node_operator", None)
+    if operator is None:
+        return f"node {error.node()}: {error.desc()}"
+    return f"{operator()} {error.node_name()}: {error.desc()}"
 
 
 def _configure(
@@ -238,12 +270,12 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if library.flavour == "tensorrt-rtx":
-        # Otherwise large tensors may be allocated while it runs: outside the memory that a context
-        # is given, and then a pass cannot become a CUDA graph. TensorRT has no such setting.
-        config.set_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    # Not TensorRT-RTX's REQUIRE_USER_ALLOCATION, which is to forbid allocations in a pass: with it,
+    # version 1.7.1 writes to address 0 in the first pass of a profile whose batch varies.
     if not library.networks_have_types:
         _set_old_types(library, config, bundle)
+        # From TensorRT 10 on, as many contexts as there are threads may use one profile.
+        config.set_preview_feature(library.module.PreviewFeature.PROFILE_SHARING_0806, True)
     if options.compute_capabilities:
         _set_targets(library, config, options.compute_capabilities)
 
@@ -292,7 +324,7 @@ def _timings(
     """The kernel timings of earlier builds, set for this one. TensorRT-RTX has none."""
     if options.timing_cache is None or library.flavour == "tensorrt-rtx":
         return None
-    timings = config.create_timing_cache(read_timings(options.timing_cache))
+    timings = config.create_timing_cache(read_checked(options.timing_cache, _TIMINGS))
     config.set_timing_cache(timings, ignore_mismatch=False)
     return timings
 

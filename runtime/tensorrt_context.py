@@ -20,6 +20,7 @@ from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.plan_report import each_once
 from vitcx.runtime.tensorrt_builder import SCORE, Shapes
+from vitcx.runtime.tensorrt_kernels import CompiledKernels
 from vitcx.runtime.tensorrt_library import Library, Severity
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Context(Closing):
     stream : orders the setting up.
     shapes : that the engine's plan is made for.
     name : of the profile, `ENCODE` or `SCORE`.
+    compiled : the profile's kernels, of TensorRT-RTX; None for TensorRT.
     """
 
     def __init__(
@@ -142,8 +144,11 @@ class Context(Closing):
         stream: Stream,
         shapes: Shapes,
         name: str,
+        compiled: CompiledKernels | None,
     ) -> None:
         profile = shapes.profiles.index(name)
+        self._compiled = compiled
+        self._cache: Any = None
         self._library = library
         self._stream = stream
         self._scratch: DeviceArray | None = None
@@ -151,7 +156,15 @@ class Context(Closing):
         size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
         self._native: trt.IExecutionContext | None = None
         with reasons(library, f"cannot open profile {profile}"):
-            native = _make(library, engine, ours=size_of is not None, one_shape=name == SCORE)
+            if compiled is not None:
+                config = _rtx_config(library, engine, one_shape=name == SCORE)
+                self._cache = compiled.begin(config)
+                native = _given(engine.create_execution_context(config))
+            elif size_of is not None:
+                strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+                native = _given(engine.create_execution_context(strategy))
+            else:
+                native = _given(engine.create_execution_context())
             if not native.set_optimization_profile_async(profile, stream.handle):
                 raise RuntimeError
             if size_of is not None:
@@ -190,6 +203,11 @@ class Context(Closing):
         native: Any = self.native
         return bool(native.is_stream_capturable(stream.handle))
 
+    def keep_kernels(self) -> None:
+        """After a pass: keep what was compiled for it."""
+        if self._compiled is not None:
+            self._compiled.keep(self._cache)
+
     @property
     def native(self) -> trt.IExecutionContext:
         """The library's context."""
@@ -199,32 +217,24 @@ class Context(Closing):
 
     def close(self) -> None:
         """Free the context, then its memory, which it must not outlive."""
-        self._native = None
+        self._native = self._cache = None
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             scratch.close(self._stream)
 
 
-def _make(library: Library, engine: Any, *, ours: bool, one_shape: bool) -> trt.IExecutionContext:
-    """The library's context, with scratch memory that is ours to give, or its own."""
+def _rtx_config(library: Library, engine: Any, *, one_shape: bool) -> Any:
+    """How TensorRT-RTX is to run a context."""
     module = library.module
-    made: trt.IExecutionContext | None
-    if not ours:
-        made = engine.create_execution_context()
-    elif library.flavour == "tensorrt-rtx":
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            module.ExecutionContextAllocationStrategy.USER_MANAGED
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(
+        module.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
+    if one_shape:
+        # It compiles kernels when it runs. The one shape of this profile gets its own before the
+        # first pass, and the library makes the CUDA graph: only it knows when they are in.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            module.DynamicShapesKernelSpecializationStrategy.EAGER
         )
-        if one_shape:
-            # It compiles kernels when it runs. The one shape of this profile gets its own before
-            # the first pass, and the library makes the CUDA graph: only it knows when they are in.
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                module.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        made = engine.create_execution_context(config)
-    else:
-        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        made = engine.create_execution_context(strategy)
-    return _given(made)
+        config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return config

@@ -87,7 +87,10 @@ class Library:
     def heard(self) -> Iterator[list[Message]]:
         """A list that fills with the library's messages: its calls return None and log the cause.
 
-        Messages carry no sender: those of other threads that use the library come too.
+        An exception that comes out of here is to have the words of the errors, and may be dealt
+        with: meanwhile the log has them for those who look for a fault. Where none comes they are
+        errors there. Messages carry no sender: those of other threads that use the library come
+        too.
         """
         messages: list[Message] = []
         self._heard.append(messages)
@@ -95,6 +98,9 @@ class Library:
             yield messages
         finally:
             self._heard[:] = [other for other in self._heard if other is not messages]
+        for severity, text in messages:
+            if severity <= Severity.ERROR:
+                log.error("%s: %s", self.module.__name__, text)
 
 
 @functools.cache
@@ -144,8 +150,10 @@ def _logger(module: Any, heard: list[list[Message]]) -> Any:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             known = Severity(int(severity))
-            log.log(_LEVELS[known], "%s: %s", module.__name__, msg)
-            for messages in tuple(heard):
+            listeners = tuple(heard)
+            level = logging.DEBUG if listeners and known <= Severity.ERROR else _LEVELS[known]
+            log.log(level, "%s: %s", module.__name__, msg)
+            for messages in listeners:
                 messages.append((known, msg))
 
     return Logger()

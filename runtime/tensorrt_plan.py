@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.errors import EngineError
 from vitcx.runtime.plan_cache import PlanKey, cache_directory, drop, find, get_or_build
 from vitcx.runtime.tensorrt_builder import (
     ENCODE,
@@ -15,6 +17,7 @@ from vitcx.runtime.tensorrt_builder import (
     Shapes,
     build_plan,
     supported_capabilities,
+    why_not_on,
 )
 from vitcx.runtime.tensorrt_library import Library
 from vitcx.runtime.tensorrt_progress import Progress
@@ -24,6 +27,7 @@ __all__ = [
     "PlanOrder",
     "Shapes",
     "forget_plan",
+    "kernels_path",
     "plan_for",
     "plan_graphs",
     "plan_key",
@@ -99,6 +103,8 @@ def plan_for(order: PlanOrder, report: Progress | None = None) -> bytes:
     targets: tuple[str, ...] = ()
     if compute_capability in supported_capabilities(library):
         targets = (compute_capability,)
+    elif reason := why_not_on(library, compute_capability):
+        raise EngineError(reason)
     name = "".join(c if c.isalnum() else "-" for c in f"{library.version}-{gpu_name}")
     settled = dataclasses.replace(
         order.options,
@@ -134,6 +140,11 @@ def plan_key(order: PlanOrder) -> PlanKey:
         shapes=dataclasses.asdict(order.shapes),
         options=settings,
     )
+
+
+def kernels_path(order: PlanOrder, profile: str) -> Path:
+    """Where the kernels that were compiled for a profile of the order's plan are kept."""
+    return cache_directory() / f"{plan_key(order).digest()}.{profile}.kernels"
 
 
 def forget_plan(order: PlanOrder, why: str) -> None:

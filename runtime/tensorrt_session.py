@@ -26,12 +26,14 @@ from vitcx.runtime.session import Batch, Scores, Session
 from vitcx.runtime.stations import Stations
 from vitcx.runtime.tensorrt_builder import ENCODE, SCORE
 from vitcx.runtime.tensorrt_context import PlanRefused, open_plan
+from vitcx.runtime.tensorrt_kernels import CompiledKernels
 from vitcx.runtime.tensorrt_library import find_library
 from vitcx.runtime.tensorrt_plan import (
     BuildOptions,
     PlanOrder,
     Shapes,
     forget_plan,
+    kernels_path,
     plan_for,
 )
 from vitcx.runtime.tensorrt_stations import EncodeStation, ScoreStation
@@ -151,12 +153,17 @@ class _Opened(Closing):
         scorer = _engine(score)
         encoder = scorer if encode == score else _engine(encode)
         kernels = GpuKernels(gpu)
+        score_compiled, encode_compiled = _compiled(score, SCORE), _compiled(encode, ENCODE)
         self.scorers = Stations(
-            lambda: ScoreStation(library, scorer, gpu, manifest, kernels, score.shapes)
+            lambda: ScoreStation(
+                library, scorer, gpu, manifest, kernels, score.shapes, score_compiled
+            )
         )
         try:
             self.encoders = Stations(
-                lambda: EncodeStation(library, encoder, gpu, manifest, encode.shapes)
+                lambda: EncodeStation(
+                    library, encoder, gpu, manifest, encode.shapes, encode_compiled
+                )
             )
         except BaseException:
             self.scorers.close()
@@ -165,6 +172,13 @@ class _Opened(Closing):
     def close(self) -> None:
         self.scorers.close()
         self.encoders.close()
+
+
+def _compiled(order: PlanOrder, profile: str) -> CompiledKernels | None:
+    """What was compiled for a profile; TensorRT compiles nothing when it runs."""
+    if order.library.flavour != "tensorrt-rtx":
+        return None
+    return CompiledKernels(kernels_path(order, profile))
 
 
 def _engine(order: PlanOrder) -> trt.ICudaEngine:

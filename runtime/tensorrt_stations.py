@@ -23,6 +23,7 @@ from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.session import Batch, Scores
 from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, Shapes
 from vitcx.runtime.tensorrt_context import Context
+from vitcx.runtime.tensorrt_kernels import CompiledKernels
 from vitcx.runtime.tensorrt_library import Library
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class _Station(Closing):
         gpu: Gpu,
         manifest: Manifest,
         shapes: Shapes,
+        compiled: CompiledKernels | None,
     ) -> None:
         self._gpu = gpu
         images = shapes.images(self._profile)[1]
@@ -68,8 +70,9 @@ class _Station(Closing):
                         (EMBEDDING, (manifest.channels, *manifest.grid)),
                     )
                 }
-                context = Context(library, engine, gpu, self._stream, shapes, self._profile)
-                self._context = own(context)
+                self._context = own(
+                    Context(library, engine, gpu, self._stream, shapes, self._profile, compiled)
+                )
                 self._context.bind(INPUT, self._input)
                 for name, array in self._outputs.items():
                     self._context.bind(name, array)
@@ -77,6 +80,7 @@ class _Station(Closing):
                 # The first pass loads kernels, and shows whether the memory is enough.
                 self._context.enqueue(self._stream)
                 self._stream.synchronise()
+                self._context.keep_kernels()
                 self._prepare(own)
         except BaseException:
             with contextlib.suppress(Exception):
@@ -148,11 +152,12 @@ class ScoreStation(_Station):
         manifest: Manifest,
         kernels: GpuKernels,
         shapes: Shapes,
+        compiled: CompiledKernels | None,
     ) -> None:
         self._kernels = kernels
         self._library = library
         self._pinned_images: PinnedBuffer | None = None
-        super().__init__(library, engine, gpu, manifest, shapes)
+        super().__init__(library, engine, gpu, manifest, shapes, compiled)
 
     def _prepare(self, own: Any) -> None:
         self._blender = own(Blender(self._gpu, self._kernels, self._stream))
@@ -205,6 +210,9 @@ class ScoreStation(_Station):
         if self._library.flavour == "tensorrt-rtx":
             if not self._context.can_be_captured(self._stream):
                 _warn_of_no_graph("TensorRT-RTX says that this plan's pass cannot be captured")
+            # It captures the second pass, not the first: so its memory is taken here too.
+            self._context.enqueue(self._stream)
+            self._stream.synchronise()
             return None
         try:
             return self._gpu.record_graph(self._stream, self._context.enqueue)

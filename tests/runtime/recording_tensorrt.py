@@ -91,6 +91,23 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     NONE = 2
 
 
+class IRuntimeCache:
+    """Its bytes are the numbers of the profiles whose kernels it has."""
+
+    def __init__(self, record):
+        self._record = record
+        self.profiles = set()
+
+    def serialize(self):
+        return bytes(sorted(self.profiles))
+
+    def deserialize(self, blob):
+        if self._record.refuse_caches:
+            return False
+        self.profiles |= set(blob)
+        return True
+
+
 class Record:
     """What was asked of the library, and what it is told to refuse."""
 
@@ -104,12 +121,16 @@ class Record:
         self.refuse_passes = None
         self.refuse_capture = None
         self.capturable = True  # what TensorRT-RTX says of its contexts
+        self.compiled = []  # by TensorRT-RTX, for each context: its profile
+        self.refuse_caches = False  # of kernels, as those of another driver
         self.changes = {}  # of `write_plan`
         self.before_pass = lambda: None
 
 
 class IRuntimeConfig:
-    def __init__(self):
+    def __init__(self, record):
+        self._record = record
+        self.cache = None
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
         self.dynamic_shapes_kernel_specialization_strategy = (
             DynamicShapesKernelSpecializationStrategy.LAZY
@@ -118,6 +139,13 @@ class IRuntimeConfig:
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return IRuntimeCache(self._record)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
 
 
 class ICudaEngine:
@@ -147,7 +175,7 @@ class ICudaEngine:
         return SCRATCH[profile_index]
 
     def create_runtime_config(self):
-        return IRuntimeConfig()
+        return IRuntimeConfig(self._record)
 
     def create_execution_context(self, strategy=None):
         """The real one is overloaded: a strategy, or a runtime configuration."""
@@ -175,7 +203,12 @@ class IExecutionContext:
     def set_optimization_profile_async(self, profile_index, stream_handle):
         assert stream_handle > 2, "on a default stream"
         self.profile, self.shape, self._memory = profile_index, None, (0, 0)
-        return 0 <= profile_index < self._engine.num_optimization_profiles
+        known = 0 <= profile_index < self._engine.num_optimization_profiles
+        if known and self.config is not None and profile_index not in self.config.cache.profiles:
+            # TensorRT-RTX compiles here, and looks in no cache but what was read into this one.
+            self._record.compiled.append(profile_index)
+            self.config.cache.profiles.add(profile_index)
+        return known
 
     def set_device_memory(self, memory, size):
         assert self._managed

@@ -20,8 +20,8 @@ from vitcx.runtime.plan_cache import (
     find,
     get_or_build,
     keep,
-    read_timings,
-    write_timings,
+    read_checked,
+    write_checked,
 )
 
 pytest.importorskip("filelock", reason="needs the extra 'rtx' or 'gpu'")
@@ -263,9 +263,9 @@ def test_a_write_that_ends_half_way_leaves_no_plan_and_is_no_error(folder: Path)
 
 def test_timings_come_back(tmp_path: Path) -> None:
     path = tmp_path / "plans" / "timings"
-    assert read_timings(path) == b""
-    write_timings(path, b"how fast")
-    assert read_timings(path) == b"how fast"
+    assert read_checked(path, "timing cache") == b""
+    write_checked(path, b"how fast", "timing cache")
+    assert read_checked(path, "timing cache") == b"how fast"
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 100])
@@ -273,9 +273,9 @@ def test_damaged_timings_are_left_out(
     damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "timings"
-    write_timings(path, b"how fast")
+    write_checked(path, b"how fast", "timing cache")
     path.write_bytes(damage)
-    assert read_timings(path) == b""
+    assert read_checked(path, "timing cache") == b""
     assert "starting a new one" in caplog.text
 
 
@@ -283,5 +283,5 @@ def test_timings_that_cannot_be_written_are_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    write_timings(tmp_path / "file" / "timings", b"how fast")
+    write_checked(tmp_path / "file" / "timings", b"how fast", "timing cache")
     assert "cannot be written" in caplog.text

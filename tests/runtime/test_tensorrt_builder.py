@@ -28,6 +28,7 @@ from vitcx.runtime.errors import (  # noqa: E402
 from vitcx.runtime.tensorrt_builder import (  # noqa: E402
     BuildOptions,
     Shapes,
+    _configure,
     build_plan,
     supported_capabilities,
 )
@@ -116,7 +117,7 @@ def test_two_profiles_on_a_dynamic_batch(
             seen.append(config.get_flag(library.module.BuilderFlag.TF32))
             seen.append(config.get_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE))
             seen.append(tuple(network.get_input(0).shape))
-            # What its CUDA graphs need: nothing is allocated while it runs.
+            # With it, version 1.7.1 crashes where the encoder's batch varies (docs/tensorrt.md).
             seen.append(config.get_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION))
             return super().build_serialized_network(network, config)
 
@@ -129,7 +130,7 @@ def test_two_profiles_on_a_dynamic_batch(
     monkeypatch.setattr(library.module, "Builder", Spy)
     options = BuildOptions(compute_capabilities=("8.9",), workspace_bytes=1 << 28)
     build_plan(library, bundle, SHAPES, options)
-    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), True]
+    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), False]
     ranges = [[tuple(shape) for shape in profile.get_shape("images")] for profile in profiles]
     assert ranges == [
         [(1, 3, SIZE, SIZE), (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)],
@@ -167,7 +168,69 @@ def test_what_the_report_raises_ends_the_build(
     build_plan(library, bundle, SHAPES, ADA)  # the library is none the worse
 
 
+def test_a_library_that_tells_no_progress_builds_all_the_same(
+    library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 8.6 is one."""
+    calls: list[str] = []
+    monkeypatch.delattr(library.module, "IProgressMonitor")
+    assert build_plan(library, bundle, SHAPES, ADA, lambda *step: calls.append(step[0])).plan
+    assert calls == []
+
+
 # --- refusals -------------------------------------------------------------------------------------
+
+
+class _Error:
+    """The parser's, as TensorRT-RTX has it: with the operator and the node's name."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def node_operator(self) -> str:
+        return "MatMulInteger"
+
+    def node_name(self) -> str:
+        return f"product_{self._number}"
+
+    def node(self) -> int:
+        return self._number
+
+    def desc(self) -> str:
+        return "not supported"
+
+
+class _OldError:
+    """As TensorRT 8.6 has it."""
+
+    node, desc, __init__ = _Error.node, _Error.desc, _Error.__init__
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(_Error, "MatMulInteger product_0: not supported"), (_OldError, "node 0: not supported")],
+)
+def test_a_graph_of_unknown_nodes_is_refused_in_a_few_words(
+    kind: type, first: str, library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parser:
+        num_errors = 40
+
+        def __init__(self, network: Any, logger: Any) -> None:
+            pass
+
+        def parse_from_file(self, path: str) -> bool:
+            return False
+
+        def get_error(self, index: int) -> Any:
+            return kind(index)
+
+    monkeypatch.setattr(library.module, "OnnxParser", Parser)
+    with pytest.raises(BundleError) as caught:
+        build_plan(library, bundle, SHAPES, ADA)
+    told = str(caught.value)
+    assert f"does not take '{bundle.model_path}': {first};" in told
+    assert told.endswith("; and 37 more")
 
 
 def test_a_file_that_is_no_graph(library: Library, bundle: Bundle, tmp_path: Path) -> None:
@@ -343,6 +406,54 @@ def test_the_gpus_own_capability_is_the_target(
     monkeypatch.setattr(tensorrt_plan, "build_plan", spy)
     order = PlanOrder(library, bundle, SHAPES, BuildOptions(), GPU, "8.9")
     plan_for(order)
-    # One that this TensorRT-RTX has no name for: left to the library.
-    plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
+    # A newer one than this TensorRT-RTX knows: left to the library.
+    plan_for(dataclasses.replace(order, gpu_name="a GPU to come", compute_capability="99.0"))
     assert targets == [("8.9",), ()]
+    # It opens no plan on one that is not in its list and older, and says so only then.
+    with pytest.raises(EngineError, match=r"does not run on GPUs of .* 9\.0, only on .*8\.9"):
+        plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
+    assert len(targets) == 2
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("fp16", {"FP16", "OBEY"})])
+def test_tensorrt_8_is_told_types_and_that_contexts_share_a_profile(
+    precision: str, flags: set[str], bundle: Bundle
+) -> None:
+    """Without the second, 8.6 ends the process when a second thread's context takes a profile."""
+    told: list[Any] = []
+    config = SimpleNamespace(
+        set_flag=told.append,
+        clear_flag=lambda flag: told.append(f"no {flag}"),
+        set_preview_feature=lambda feature, on: told.append((feature, on)),
+    )
+    module = SimpleNamespace(
+        BuilderFlag=SimpleNamespace(TF32="TF32", FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=1),
+        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
+    )
+    library = Library("tensorrt", module, "8.6.0", None)
+    manifest = dataclasses.replace(bundle.manifest, precision=precision)
+    _configure(library, config, Bundle(bundle.path, manifest), BuildOptions())
+    assert told.count(("sharing", True)) == 1
+    assert set(told) == {"no TF32", ("sharing", True), *flags}
+
+
+def test_an_error_that_becomes_an_exception_is_none_in_the_log(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be dealt with: a smaller batch, another engine."""
+    severity = library.module.ILogger.Severity
+
+    def fail() -> None:
+        with library.heard():
+            library.logger.log(severity.ERROR, "no room")
+            raise RuntimeError
+
+    with caplog.at_level(logging.DEBUG, "vitcx"), pytest.raises(RuntimeError):
+        fail()
+    assert [r.levelname for r in caplog.records] == ["DEBUG"]
+    caplog.clear()
+    with library.heard():
+        library.logger.log(severity.ERROR, "no timings")
+    told = [r.message for r in caplog.records if r.levelname == "ERROR"]
+    assert told == ["tensorrt_rtx: no timings"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import enum
+import gc
 import inspect
 import logging
 import re
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
@@ -281,6 +283,44 @@ def test_rtx_records_its_own_graph(bundle, core, monkeypatch, tmp_path):
     assert encode.dynamic_shapes_kernel_specialization_strategy.name == "LAZY"
 
 
+def test_rtx_compiles_each_profile_once_and_not_again_at_the_next_start(
+    bundle, core, monkeypatch, tmp_path, caplog
+):
+    record = recording_tensorrt.install(monkeypatch, tmp_path, "tensorrt-rtx")
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
+        with session._opened.scorers.take(), session._opened.scorers.take():
+            pass  # another thread's context is ready at once
+        assert record.compiled == [1, 0]
+    assert len(record.contexts) == 3
+    kept = sorted(file.name.split(".")[1] for file in tmp_path.rglob("*.kernels"))
+    assert kept == ["encode", "score"]
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
+        assert record.compiled == [1, 0]
+    # Of another driver: compiled again, and kept.
+    record.refuse_caches = True
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
+        assert record.compiled == [1, 0] * 2
+    record.refuse_caches = False
+    for file in tmp_path.rglob("*.kernels"):
+        file.write_bytes(b"damaged")
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
+        assert record.compiled == [1, 0] * 3
+        session.score(batch(4))
+    assert len([line for line in warnings_of(caplog) if "kernels" in line]) == 2
+    # They go with the plan.
+    record.refuse_plans = 1
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
+        assert record.compiled == [1, 0] * 4
+
+
+def test_rtxs_graph_is_made_when_the_session_opens(bundle, core, monkeypatch, tmp_path):
+    """It captures a context's second pass: the first alone would not take all memory."""
+    record = recording_tensorrt.install(monkeypatch, tmp_path, "tensorrt-rtx")
+    with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
+        pass
+    assert [context.profile for context, *_ in record.passes] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_where_rtx_cannot_capture_the_log_says_so(
     capturable, bundle, core, monkeypatch, tmp_path, caplog
@@ -361,13 +401,20 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
 
 
 @pytest.mark.parametrize(
-    "words", ["Error Code 2: OutOfMemory (Requested size was 17)", "Cuda Runtime (out of memory)"]
+    "words",
+    [
+        "Error Code 2: OutOfMemory (Requested size was 17)",
+        "Cuda Runtime (out of memory)",
+        # TensorRT-RTX 1.7.1, of the constants of a kernel.
+        "Error Code 1: Myelin (default_alloc] CUDA error 2 for 132-byte allocation.)",
+    ],
 )
-def test_no_room_at_all_is_an_error(words, bundle, record):
+def test_no_room_at_all_is_an_error(words, bundle, record, caplog):
     record.refuse_contexts = words
     with pytest.raises(EngineError, match="one row of a mask batch") as caught:
         TensorRTSession(bundle, batch_size=4)
     assert words in str(caught.value)
+    assert warnings_of(caplog) == []
     assert [(s.encode_images, s.batch_size) for s in record.built] == [(4, 4), (2, 2), (1, 1)]
     assert fake_cuda.Buffer.live == 0
 
@@ -396,9 +443,14 @@ def test_a_closed_session_has_freed_everything(bundle, record):
     session.score(batch(2))
     session.predict(images(1))
     assert fake_cuda.Buffer.live > 0
+    engine = weakref.ref(record.contexts[0]._engine)
+    record.contexts.clear()
+    record.passes.clear()
     session.close()
     session.close()
     assert fake_cuda.Buffer.live == 0
+    gc.collect()
+    assert engine() is None  # it has the weights, in memory of the library's
     for use in (
         lambda: session.encode(images(1)),
         lambda: session.predict(images(1)),
@@ -487,6 +539,18 @@ def test_without_a_gpu_the_error_says_so(bundle, monkeypatch, tmp_path):
     tensorrt_library.find_library.cache_clear()
 
 
+def test_without_the_kernels_compiler_no_session_opens(bundle, record, monkeypatch):
+    def no_compiler(*_):
+        raise DeviceError("The GPU path needs NVRTC\nmore")
+
+    monkeypatch.setattr("vitcx.kernels.gpu_kernels.cubin", no_compiler)
+    with pytest.raises(
+        EngineError, match=r"opening a context .* failed: The GPU path needs NVRTC$"
+    ):
+        TensorRTSession(bundle, batch_size=4)
+    assert fake_cuda.Buffer.live == 0
+
+
 def test_the_real_library_says_why_it_cannot_read_a_plan(bundle):
     """TensorRT-RTX builds on a machine without a driver, and reads nothing there."""
     pytest.importorskip("tensorrt_rtx")
@@ -512,6 +576,7 @@ STANDINS = (
     recording_tensorrt.ICudaEngine,
     recording_tensorrt.IExecutionContext,
     recording_tensorrt.IRuntimeConfig,
+    recording_tensorrt.IRuntimeCache,
 )
 ENUMERATIONS = (
     recording_tensorrt.ILogger.Severity,
@@ -525,6 +590,9 @@ RTX_ALONE = (
     "CudaGraphStrategy",
     "DynamicShapesKernelSpecializationStrategy",
     "is_stream_capturable",
+    "create_runtime_cache",
+    "set_runtime_cache",
+    "IRuntimeCache",
 )
 
 
@@ -552,6 +620,8 @@ def stub_class(name):
 
 def test_the_stand_in_has_the_stubs_names_and_parameters():
     for kind in STANDINS:
+        if kind.__name__ in RTX_ALONE:
+            continue
         real: dict[str, list[list[str]]] = {}
         for node in stub_class(kind.__name__):
             if isinstance(node, ast.FunctionDef):
