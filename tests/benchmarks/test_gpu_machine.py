@@ -250,6 +250,41 @@ def test_a_random_bundle_is_of_the_model_that_its_seed_makes(tmp_path, attention
         np.testing.assert_allclose(explainer.session.predict(picture), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_a_bundle_for_the_older_parser_answers_the_same(tmp_path, family):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from benchmarks.gpu.bundle import write_bundle
+    from benchmarks.gpu.opset17 import write_older
+    from vitcx.runtime.explainer import load
+
+    if family == "vit":
+        newer = write_bundle("test_vit", 3, "fp16", "fp32", tmp_path / "newer")
+    else:
+        from tests.export import tiny
+        from vitcx.export import export_model
+
+        newer = export_model(tiny.make(family), tmp_path / "newer")
+    older = write_older(newer, tmp_path / "older")
+    for file in older.manifest.files:
+        graph = onnx.load(older.path / file)
+        assert [(o.domain, o.version) for o in graph.opset_import] == [("", 17)]
+        assert not any(n.op_type == "Gelu" for n in graph.graph.node)
+        assert not any(n.attribute for n in graph.graph.node if n.op_type == "Shape")
+    size = newer.manifest.input_size
+    pictures = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
+    answers = []
+    for bundle in (newer, older):
+        with load(bundle.path, "onnxruntime", allow_imprecise=True) as explainer:
+            session = explainer.session
+            answers.append((*session.encode(pictures), session.predict(pictures)))
+    for theirs, ours in zip(*answers, strict=True):
+        # Float32's last bits; what float16 rounds, it rounds in other places.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
 def test_the_readme_names_every_wheel_of_every_step():
     readme = (ROOT / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8")
     for names in wheelhouse.STEPS.values():

@@ -71,6 +71,25 @@ def test_blend_is_the_twin(device, kernels, size, grid, scale, dtype):
     np.testing.assert_allclose(result, expected, rtol=RELATIVE[dtype], atol=BLEND_TOLERANCE)
 
 
+def test_batches_one_behind_the_other_do_not_mix(device, kernels):
+    """The second one's images go up through the memory that the first one's are still leaving."""
+    generator = np.random.default_rng(4)
+    masks = list(generator.random((2, 3, 3), dtype=np.float32))
+    jobs = [Job(0, i, i, 5, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(2)]
+    batches = [generator.normal(size=(1, 3, 96, 96)).astype(np.float32) for _ in range(6)]
+    with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
+        outs = [device.zeros((2, 3, 96, 96), np.float32, stream) for _ in batches]
+        for images, out in zip(batches, outs, strict=True):
+            blender.blend(list(images), masks, jobs, out)
+        found = [device.download(out, stream) for out in outs]
+        for out in outs:
+            out.close()
+    for images, ours in zip(batches, found, strict=True):
+        expected = np.zeros((2, 3, 96, 96), np.float32)
+        blend(images, masks, jobs, expected, NoiseCache())
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=BLEND_TOLERANCE)
+
+
 def test_masks_and_maps(device, kernels):
     grid, size = (14, 14), (224, 224)
     generator = np.random.default_rng(1)
