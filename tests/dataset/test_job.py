@@ -121,6 +121,15 @@ def test_a_parquet_list_in_which_targets_are_missing_or_are_no_classes(tmp_path:
             list_items(str(path))
 
 
+def test_a_csv_list_in_which_targets_are_missing_has_indices_with_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "target": [3, None, 0]}).to_csv(path)
+    assert "a.png,3.0" in path.read_text()
+    assert [item.target for item in list_items(str(path))] == [3, None, 0]
+    path.write_text("path,target\na.png,1.5\nb.png,007\nc.png,tabby cat\n")
+    assert [item.target for item in list_items(str(path))] == ["1.5", 7, "tabby cat"]
+
+
 def test_a_box_that_is_not_a_number_is_none(pictures: Path, tmp_path: Path, bundle: str) -> None:
     path = str(pictures / "00.png")
     lines = "\n".join(["path,x0,y0,x1,y1", f"{path},0,0,40,36", f"{path},nan,nan,nan,nan"])

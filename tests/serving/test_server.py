@@ -405,6 +405,16 @@ def test_open_inference_refuses_in_a_sentence(client, body: bytes) -> None:
     assert answer.json()["error"]
 
 
+@pytest.mark.parametrize("data", [[1.7], [1.0], [True], ["1"]])
+def test_targets_that_are_no_whole_numbers_are_refused(data) -> None:
+    from vitcx.serving.open_inference import decode
+
+    pixels = {"name": "images", "datatype": "FP32", "shape": [1, 3, 1, 1], "data": [0, 0, 0]}
+    classes = {"name": "targets", "datatype": "INT64", "shape": [1], "data": data}
+    with pytest.raises(InputError, match="'targets' are not whole numbers"):
+        decode(json.dumps({"inputs": [pixels, classes]}).encode(), None)
+
+
 def test_an_answer_of_too_many_maps_is_refused_before_it_is_made() -> None:
     from vitcx.serving.open_inference import decode
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import math
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _PATH_COLUMNS = ("path", "file", "image", "filename")
 _TARGET_COLUMNS = ("target", "class_index", "label", "class")
 _BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 MOST_DIGITS = 18  # of a class index: Python refuses to read thousands
+# "3.0" is how programs write a column of whole numbers in which some are missing.
+_INDEX = re.compile(rf"(\d{{1,{MOST_DIGITS}}})(?:\.0+)?")
 # Of a picture in a tar archive, which is read as a whole: an archive may claim any size.
 MOST_MEMBER_BYTES = 256 << 20
 
@@ -174,8 +177,8 @@ def _from_rows(rows: list[Mapping[str, Any]] | list[dict[str, Any]], path: Path)
             target = None if math.isnan(target) else int(target) if target % 1 == 0 else target
         if target == "":
             target = None
-        if isinstance(target, str) and target.strip().isdecimal() and len(target) <= MOST_DIGITS:
-            target = int(target)
+        if isinstance(target, str) and (number_of := _INDEX.fullmatch(target.strip())):
+            target = int(number_of[1])
         if isinstance(target, bool) or not isinstance(target, int | str | None):
             raise InputError(
                 f"row {number} of '{path}' has a {target_column} that is neither an index nor a "

@@ -148,9 +148,12 @@ def _tensor(described: Any, rest: memoryview) -> tuple[str, NDArray[Any], memory
         rest = rest[size:]
     else:
         try:
-            values = np.asarray(described.get("data"), dtype=dtype).ravel()
+            data = np.asarray(described.get("data"))
+            values = data.astype(dtype).ravel()
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"the data of {name[:50]!r} are not numbers") from None
+        if dtype.kind == "i" and data.size and data.dtype.kind not in "iu":
+            raise InputError(f"the data of {name[:50]!r} are not whole numbers")
     if values.size != math.prod(shape):
         raise InputError(f"the data of {name[:50]!r} do not fill its shape {shape}")
     return name, values.reshape(shape), rest
