@@ -121,6 +121,43 @@ def test_masks_and_maps(device, kernels):
                 np.testing.assert_allclose(device.download(found, stream), wanted, atol=4e-5)
 
 
+class OnlyDlpack:
+    """Somebody's array, who knows DLPack and nothing else."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+    def __dlpack__(self, **how):
+        return self._array.__dlpack__(**how)
+
+
+class OnlyInterface:
+    def __init__(self, array):
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+@pytest.mark.parametrize("lent", [OnlyDlpack, OnlyInterface])
+@pytest.mark.parametrize("shape", [(3, 40, 30), (1, 7), (5,)])
+def test_arrays_on_the_device_are_taken_as_they_are_and_in_order(device, lent, shape):
+    """What the lender's stream has yet to write is there when ours reads it."""
+    values = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    with device.new_stream() as theirs, device.new_stream() as ours, device.new_stream() as first:
+        source = device.upload(values, first)
+        for _ in range(10):
+            array = device.zeros(shape, np.float32, theirs)
+            array.buffer.copy_from(source.buffer, stream=theirs.native)
+            taken = accept(lent(array), ours)
+            assert isinstance(taken, DeviceArray)
+            assert (taken.pointer, taken.shape, taken.dtype) == (array.pointer, shape, np.float32)
+            np.testing.assert_array_equal(device.download(taken, ours), values)
+            taken.close()
+            array.close()
+        source.close()
+
+
 def test_torch_in_and_out_without_a_copy(device):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():

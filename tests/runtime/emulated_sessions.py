@@ -112,3 +112,22 @@ def test_a_batch_that_does_not_fit_is_halved(bundle, pictures, expected, monkeyp
             check(Explainer(bundle, session).explain_many(pictures, targets="top2"), expected)
     finally:
         emulated_driver.set_memory(1 << 30)
+
+
+def test_a_picture_that_its_owner_is_still_writing_to_the_device(
+    bundle, pictures, expected, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    gpu = Gpu()
+    with (
+        Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
+        gpu.new_stream() as first,
+        gpu.new_stream() as theirs,
+    ):
+        for picture, wanted in zip(pictures, expected, strict=True):
+            with (
+                gpu.upload(picture, first) as source,
+                gpu.zeros(picture.shape, picture.dtype, theirs) as lent,
+            ):
+                lent.buffer.copy_from(source.buffer, stream=theirs.native)
+                check([explainer.explain(lent, targets="top2")], [wanted])
