@@ -13,7 +13,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.kernels.product import product
+from vitcx.kernels.product import product, symmetric_product
 from vitcx.kernels.upsampling import axis_operator
 
 # A channel whose range is within the rounding of float32 (8 eps of its magnitude) is constant: it
@@ -40,10 +40,13 @@ def _corner_operator(size: int, cells: int) -> FloatArray:
 
 
 @functools.lru_cache(maxsize=64)
-def _gram_operator(size: int, cells: int) -> FloatArray:
-    """``U_yᵀ U_y`` (cells, cells) of one axis, float32."""
+def _gram_root(size: int, cells: int) -> FloatArray:
+    """The symmetric ``S`` with ``S S = UᵀU`` of one axis, (cells, cells) float32."""
     operator = axis_operator(size, cells).astype(np.float64)
-    result = (operator.T @ operator).astype(np.float32)
+    values, vectors = np.linalg.eigh(operator.T @ operator)
+    # None is negative but by rounding: where there are fewer pixels than cells, some are 0.
+    roots = np.sqrt(np.clip(values, 0, None))
+    result = ((vectors * roots) @ vectors.T).astype(np.float32)
     result.flags.writeable = False
     return result
 
@@ -95,6 +98,8 @@ def vit_masks(embedding: FloatArray, size: tuple[int, int]) -> FloatArray:
 def cosine_distances(masks: FloatArray, size: tuple[int, int]) -> FloatArray:
     """``1 - cos(M_i, M_j)`` over pixels, from ``<M_i, M_j> = m_iᵀ (UᵀU) m_j``.
 
+    With ``S S = UᵀU`` that is ``<S m_i, S m_j>``: a product of vectors of length 1 with themselves.
+
     Parameters
     ----------
     masks : (D,h,w) float32, none of them zero everywhere.
@@ -104,16 +109,15 @@ def cosine_distances(masks: FloatArray, size: tuple[int, int]) -> FloatArray:
     -------
     (D,D) float32, symmetric, in [0, 1] for masks in [0, 1], zero on the diagonal.
     """
-    flat = masks.reshape(len(masks), -1)
-    rows = _gram_operator(size[0], masks.shape[1])
-    columns = _gram_operator(size[1], masks.shape[2])
-    weighted = np.asarray(rows @ masks @ columns, dtype=np.float32).reshape(len(masks), -1)
-    inner = product(flat, weighted.T)
-    norm = np.sqrt(np.diagonal(inner))
-    distance = 1 - inner / norm[:, None] / norm[None, :]
-    distance = np.clip((distance + distance.T) / 2, 0, None)
+    rows = _gram_root(size[0], masks.shape[1])
+    columns = _gram_root(size[1], masks.shape[2])
+    vectors = np.asarray(rows @ masks @ columns, dtype=np.float32).reshape(len(masks), -1)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    distance = symmetric_product(vectors)
+    np.subtract(1, distance, out=distance)
+    np.clip(distance, 0, None, out=distance)
     np.fill_diagonal(distance, 0)
-    return np.asarray(distance, dtype=np.float32)
+    return distance
 
 
 def merge_masks(
