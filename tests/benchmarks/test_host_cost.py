@@ -7,8 +7,8 @@ from PIL import Image
 
 pytest.importorskip("onnx")
 
-from benchmarks.host_cost import measure  # noqa: E402
-from tests.tiny_bundle import CHANNELS, random_picture, write_tiny_bundle  # noqa: E402
+from benchmarks.host_cost import measure
+from tests.tiny_bundle import CHANNELS, random_picture, write_tiny_bundle
 
 
 def test_every_step_is_timed(tmp_path):
