@@ -46,7 +46,7 @@ def _gram_root(size: int, cells: int) -> FloatArray:
     values, vectors = np.linalg.eigh(operator.T @ operator)
     # None is negative but by rounding: where there are fewer pixels than cells, some are 0.
     roots = np.sqrt(np.clip(values, 0, None))
-    result = ((vectors * roots) @ vectors.T).astype(np.float32)
+    result: FloatArray = ((vectors * roots) @ vectors.T).astype(np.float32)
     result.flags.writeable = False
     return result
 
