@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitcx.export.quiet import only_errors_from
+from vitcx.export.window_attention import windows_as_heads
 from vitcx.runtime.bundle import EMBEDDING, INPUT, MODEL_NAME, PROBABILITIES
 from vitcx.runtime.errors import InputError
 
@@ -104,15 +105,17 @@ def is_large(model: Any) -> bool:
 def _attention_of(module: nn.Module, attention: str) -> Iterator[None]:
     """For "fused", let timm's modules call torch's attention, also where that is not its default.
 
-    Swin's windows have such a switch too, which timm leaves off.
+    Swin's windows have such a switch too, which timm leaves off, and a form that suits engines.
     """
     switches = [m for m in module.modules() if isinstance(getattr(m, "fused_attn", None), bool)]
     before = [m.fused_attn for m in switches]
     try:
-        if attention == "fused":
-            for m in switches:
-                m.fused_attn = True  # type: ignore[assignment]
-        yield
+        with contextlib.ExitStack() as form:
+            if attention == "fused":
+                for m in switches:
+                    m.fused_attn = True  # type: ignore[assignment]
+                form.enter_context(windows_as_heads(module))
+            yield
     finally:
         for m, value in zip(switches, before, strict=True):
             m.fused_attn = value
