@@ -27,6 +27,7 @@ from benchmarks.authors import load_authors, run_authors
 from benchmarks.methods import METHODS, VARIANTS, Explain, Model, NotApplicable, method
 from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of
 from benchmarks.sources import DEMO, Source
+from vitcx.commands.progress import count
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS
 from vitcx.evaluation.records import Records
@@ -120,8 +121,8 @@ def measure(
         for label, maker in makers.items():
             bar = progress.add_task(label, total=len(subjects))
 
-            def advance(_: str, bar: Any = bar) -> None:
-                progress.advance(bar)
+            def advance(_: str, new: bool, bar: Any = bar) -> None:
+                count(progress, bar, new=new)
 
             try:
                 run_study(

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from vitcx.commands.options import check_out_folder, engine_options
-from vitcx.commands.progress import progress_bar
+from vitcx.commands.progress import count, progress_bar
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
 from vitcx.evaluation.records import Records
@@ -118,7 +118,7 @@ def command(
                 records,
                 steps=steps,
                 canvas=canvas,
-                advance=lambda name: progress.advance(bars[name]),
+                advance=lambda name, new: count(progress, bars[name], new=new),
             )
         provenance = {
             "model": manifest.model_name,

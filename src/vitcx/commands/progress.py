@@ -36,7 +36,15 @@ def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool 
     )
 
 
-def skip(progress: Progress, task: TaskID, count: int) -> None:
+def skip(progress: Progress, task: TaskID, many: int) -> None:
     """Count what had been done before: unlike `advance`, it is no part of the speed."""
-    progress.tasks[progress.task_ids.index(task)].completed += count
+    progress.tasks[progress.task_ids.index(task)].completed += many
     progress.update(task)
+
+
+def count(progress: Progress, task: TaskID, *, new: bool) -> None:
+    """Count one, made now or done before."""
+    if new:
+        progress.advance(task)
+    else:
+        skip(progress, task, 1)

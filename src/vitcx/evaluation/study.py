@@ -143,24 +143,25 @@ def run_study(
     *,
     steps: int = DEFAULT_STEPS,
     canvas: str = "zero",
-    advance: Callable[[str], None] = lambda method: None,
+    advance: Callable[[str, bool], None] = lambda method, new: None,
 ) -> None:
     """Judge every method on every subject that `records` does not hold yet.
 
-    `advance` is called with the method's name once for each line, those held already included.
+    `advance` is called once for each line, with the method's name and whether it was judged now:
+    those held already count too.
     """
     for name, answers in methods.items():
 
         def missing(name: str = name) -> Iterator[Subject]:
             for subject in subjects():
                 if f"{name}|{subject.name}" in records:
-                    advance(name)
+                    advance(name, False)
                 else:
                     yield subject
 
         for answer, record in judged(session, answers(missing()), steps=steps, canvas=canvas):
             records.add(f"{name}|{answer.subject.name}", method=name, **record)
-            advance(name)
+            advance(name, True)
 
 
 def summarise(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
