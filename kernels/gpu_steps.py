@@ -21,7 +21,7 @@ from vitcx.kernels.cublas import Cublas
 from vitcx.kernels.gpu import Gpu, PinnedBuffer
 from vitcx.kernels.gpu_kernels import JOB_DTYPE, GpuKernels, pack_jobs
 from vitcx.kernels.streams import Stream
-from vitcx.kernels.upsampling import axis_operator
+from vitcx.kernels.upsampling import gram_operator
 
 
 class Blender(Closing):
@@ -46,15 +46,16 @@ class Blender(Closing):
         self._store: DeviceArray | None = None
         self._copied: Any = None
 
-    def reserve(self, rows: int, image: tuple[int, int, int], grid: tuple[int, int]) -> None:
-        """Take all the memory that batches of up to `rows` rows need; `blend` takes no more then.
+    def reserve(self, batch: tuple[int, ...], grid: tuple[int, int]) -> None:
+        """Take all the memory that batches of up to so many rows need; `blend` takes no more then.
 
         Parameters
         ----------
-        image : (C, H, W) of each image.
+        batch : (B, C, H, W), the shape of a full one.
         grid : (h, w) of each mask.
         """
         # At the most, each row is another image under another mask.
+        rows, *image = batch
         sizes = (JOB_DTYPE.itemsize, 4 * math.prod(grid), 4 * math.prod(image))
         self._take(sum(_aligned(rows * size) for size in sizes))
 
@@ -154,7 +155,7 @@ class MaskSpace(Closing):
         self._size = size
         self._cublas = Cublas()
         self._grams = [
-            gpu.upload(gram_operator(pixels, cells), stream)
+            gpu.upload(gram_operator(pixels, cells).astype(np.float32), stream)
             for pixels, cells in zip(size, grid, strict=True)
         ]
 
@@ -231,12 +232,6 @@ class MaskSpace(Closing):
         for gram in self._grams:
             gram.close(self._stream)
         self._cublas.close()
-
-
-def gram_operator(pixels: int, cells: int) -> NDArray[np.float32]:
-    """``UᵀU`` (cells, cells) of one axis."""
-    operator = axis_operator(pixels, cells).astype(np.float64)
-    return (operator.T @ operator).astype(np.float32)
 
 
 def cluster_members(labels: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

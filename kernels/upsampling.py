@@ -43,6 +43,12 @@ def axis_operator(size: int, cells: int) -> NDArray[np.float32]:
     return result
 
 
+def gram_operator(size: int, cells: int) -> NDArray[np.float64]:
+    """``UᵀU`` (cells, cells) of one axis."""
+    operator = axis_operator(size, cells).astype(np.float64)
+    return operator.T @ operator
+
+
 def upsample(low: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """``U m``: (..., h, w) float32 to (..., H, W) float32.
 

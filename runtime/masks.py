@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.product import product, symmetric_product
-from vitcx.kernels.upsampling import axis_operator
+from vitcx.kernels.upsampling import axis_operator, gram_operator
 
 # A channel whose range is within the rounding of float32 (8 eps of its magnitude) is constant: it
 # says nothing about where, and its min-max normalisation would only magnify rounding.
@@ -42,8 +42,7 @@ def _corner_operator(size: int, cells: int) -> FloatArray:
 @functools.lru_cache(maxsize=64)
 def _gram_root(size: int, cells: int) -> FloatArray:
     """The symmetric ``S`` with ``S S = UᵀU`` of one axis, (cells, cells) float32."""
-    operator = axis_operator(size, cells).astype(np.float64)
-    values, vectors = np.linalg.eigh(operator.T @ operator)
+    values, vectors = np.linalg.eigh(gram_operator(size, cells))
     # None is negative but by rounding: where there are fewer pixels than cells, some are 0.
     roots = np.sqrt(np.clip(values, 0, None))
     result: FloatArray = ((vectors * roots) @ vectors.T).astype(np.float32)

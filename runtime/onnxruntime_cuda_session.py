@@ -125,8 +125,7 @@ class _Device(Closing):
         self.graph = graph
         self.batch_size = batch_size
         self._blender = Blender(gpu, GpuKernels(gpu), graph.stream)
-        _, channels, height, width = graph.images.shape
-        self._blender.reserve(batch_size, (channels, height, width), grid)
+        self._blender.reserve(graph.images.shape, grid)
 
     def score(self, batch: Batch) -> Scores:
         start = time.perf_counter()

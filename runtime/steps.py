@@ -65,6 +65,7 @@ class Steps:
     def __init__(self, manifest: Manifest, session: Session) -> None:
         self.manifest = manifest
         self.session = session
+        self._encoder = manifest.encoder
 
     def prepare(self, request: Request) -> Pending:
         """The picture as the model's input."""
@@ -177,8 +178,8 @@ class Steps:
 
     def _provenance(self) -> dict[str, str]:
         computed_in = self.session.precision or self.manifest.precision
-        encoder = self.manifest.encoder
-        encoded_in = computed_in if encoder is self.manifest else encoder.precision
+        own = self._encoder is self.manifest
+        encoded_in = computed_in if own else self._encoder.precision
         return {
             "model": self.manifest.model_name,
             "layer": self.manifest.layer,

@@ -161,9 +161,8 @@ class ScoreStation(_Station):
 
     def _prepare(self, own: Any) -> None:
         self._blender = own(Blender(self._gpu, self._kernels, self._stream))
-        rows, channels, height, width = self._shape
         grid_height, grid_width = self._outputs[EMBEDDING].shape[2:]
-        self._blender.reserve(rows, (channels, height, width), (grid_height, grid_width))
+        self._blender.reserve(self._shape, (grid_height, grid_width))
         self._pinned_scores = own(PinnedBuffer(self._outputs[PROBABILITIES].nbytes))
         self._graph = self._record()
         if self._graph is not None:

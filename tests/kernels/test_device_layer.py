@@ -504,7 +504,7 @@ def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows):
         device.allocate((rows, 3, 9, 10), np.float32, stream) as out,
         Blender(device, GpuKernels(device), stream) as blender,
     ):
-        blender.reserve(rows, (3, 9, 10), (4, 5))
+        blender.reserve((rows, 3, 9, 10), (4, 5))
         held = fake_cuda.Buffer.live_device_bytes
         core.Device.memory_bytes = held
         try:

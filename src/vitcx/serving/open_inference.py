@@ -148,8 +148,9 @@ def _tensor(described: Any, rest: memoryview) -> tuple[str, NDArray[Any], memory
         rest = rest[size:]
     else:
         try:
-            data = np.asarray(described.get("data"))
-            values = data.astype(dtype).ravel()
+            # Whole numbers as they came first: NumPy would cut others to whole ones.
+            data = np.asarray(described.get("data"), None if dtype.kind == "i" else dtype)
+            values = data.astype(dtype, copy=False).ravel()
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"the data of {name[:50]!r} are not numbers") from None
         if dtype.kind == "i" and data.size and data.dtype.kind not in "iu":
