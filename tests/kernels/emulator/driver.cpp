@@ -123,7 +123,7 @@ struct Graph {
 struct Device {
   std::mutex mutex;
   std::unordered_map<uint64_t, std::unique_ptr<Stream>> streams;
-  std::atomic<uint64_t> events{0}, graphs{0}, launches{0};
+  std::atomic<uint64_t> graphs{0};
   uint64_t next_stream = 0x5000;
   bool initialised = false;
   unsigned leaving = 0;  // streams that were destroyed and finish what they have
@@ -194,16 +194,14 @@ extern "C" {
 
 void emulator_set_memory(uint64_t bytes) { Memory::get().set_limit(bytes); }
 
-// What is still there: allocations, streams that were created, events, graphs; and launches so far.
+// What is still there: allocations, streams that were created, graphs.
 void emulator_count(uint64_t* counts) {
   std::lock_guard<std::mutex> lock(device().mutex);
   uint64_t streams = 0;
   for (const auto& [id, stream] : device().streams) streams += id > 2;
   counts[0] = Memory::get().live();
   counts[1] = streams;
-  counts[2] = device().events;
-  counts[3] = device().graphs;
-  counts[4] = device().launches;
+  counts[2] = device().graphs;
 }
 
 // Work of another library on a stream, as its kernels would be queued.
@@ -571,13 +569,11 @@ int cuEventCreate(void** event, unsigned flags) {
   auto* made = new Event;
   made->timed = (flags & 2) == 0;
   *event = made;
-  ++device().events;
   return kSuccess;
 }
 
 int cuEventDestroy_v2(void* event) {
   delete static_cast<Event*>(event);
-  --device().events;
   return kSuccess;
 }
 
@@ -828,7 +824,6 @@ int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
     return kInvalidValue;
   }
   s->add(kernel->launch({gx, gy, gz}, {bx, by, bz}, parameters));
-  ++device().launches;
   return kSuccess;
 }
 
