@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitcx.export.embedding import find_site
-from vitcx.export.timm_import import import_timm
+from vitcx.export.graph.embedding import find_site
+from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]

@@ -17,8 +17,8 @@ from statistics import quantiles
 
 import numpy as np
 
-from vitcx.kernels.blend import SKIP, Job, blend
-from vitcx.kernels.noise import NoiseCache
+from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.noise import NoiseCache
 
 
 def measure(bundle: str, rounds: int) -> dict[str, object]:

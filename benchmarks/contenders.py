@@ -149,7 +149,7 @@ class Workshop:
     def _trained(self) -> Any:
         import torch
 
-        from vitcx.export.models import timm_model
+        from vitcx.export.sources.timm_models import timm_model
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)

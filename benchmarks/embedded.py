@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from vitcx.export import demo_model
+from tools.demo_model import model as demo_model
 
 # What the exporter puts before the names of the module's parameters.
 _PREFIX = "model."

@@ -29,12 +29,12 @@ from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import describe_run
 from vitcx.evaluation.subjects import find_pictures
-from vitcx.export.models import timm_model
+from vitcx.export.sources.timm_models import timm_model
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.masks import vit_masks
-from vitcx.runtime.preprocess import denormalise, normalise, prepare
+from vitcx.runtime.method.masks import vit_masks
+from vitcx.runtime.pictures.preprocess import denormalise, normalise, prepare
 
 THRESHOLDS = (0.05, 0.07, 0.1, 0.15, 0.2)
 NOISES = (0.05, 0.1, 0.2, 0.4)

@@ -23,10 +23,10 @@ from rich.progress import track
 
 from benchmarks.methods import Model, method
 from vitcx.evaluation.study import summarise
-from vitcx.export.models import timm_model
+from vitcx.export.sources.timm_models import timm_model
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.preprocess import denormalise, prepare
+from vitcx.runtime.pictures.preprocess import denormalise, prepare
 
 FloatArray = NDArray[np.float32]
 PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from vitcx.evaluation.speed import describe_machine
 from vitcx.evaluation.subjects import find_pictures
-from vitcx.runtime.clustering import cluster
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks
+from vitcx.runtime.method.clustering import cluster
+from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 
 THRESHOLDS = (0.4, 0.2, 0.1, 0.05, 0.02)
 CHANNELS = (192, 384, 768, 1024, 1536)

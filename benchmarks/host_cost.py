@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu.mask_counts import threshold_for
 from vitcx.evaluation.speed import describe_run
-from vitcx.runtime.aggregation import aggregate
-from vitcx.runtime.clustering import cluster
 from vitcx.runtime.errors import VitcxError
 from vitcx.runtime.explainer import load
-from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.method.aggregation import aggregate
+from vitcx.runtime.method.clustering import cluster
+from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
+from vitcx.runtime.pictures.preprocess import prepare
 
 
 def measure(bundle: str, picture: str, masks: int, rounds: int) -> dict[str, object]:

@@ -17,7 +17,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
-from vitcx.export.embedding import find_site
+from vitcx.export.graph.embedding import find_site
 
 FloatArray = NDArray[np.float32]
 NOISE_STD = 0.1

@@ -24,12 +24,12 @@ from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_prec
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import describe_run, interleave
 from vitcx.evaluation.subjects import find_pictures
-from vitcx.export.measuring import open_graph
-from vitcx.export.precision import AVAILABLE
-from vitcx.export.reduced import write_reduced
+from vitcx.export.precision.formats import AVAILABLE
+from vitcx.export.precision.measuring import open_graph
+from vitcx.export.precision.reduced import write_reduced
 from vitcx.runtime.bundle import ENCODER_NAME, ENCODERS, MODEL_NAME, Bundle, read_bundle
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.pictures.preprocess import prepare
 
 PRECISIONS = [name for name in AVAILABLE if name != "fp32"]
 

@@ -14,9 +14,9 @@ import click
 
 from benchmarks.figures import draw_grid, photographs
 from benchmarks.precision import write_bundle
-from vitcx.export.measuring import open_graph
+from vitcx.export.precision.measuring import open_graph
 from vitcx.runtime.bundle import ENCODERS, read_bundle
-from vitcx.runtime.preprocess import denormalise
+from vitcx.runtime.pictures.preprocess import denormalise
 
 PRECISIONS = ("bf16", "int8")
 MASKS = {"same": "its own masks", "fp32": "float32's masks"}

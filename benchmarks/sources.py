@@ -12,7 +12,7 @@ from benchmarks.methods import Model
 from vitcx.evaluation.boxes import Annotation
 from vitcx.evaluation.subjects import Subject, picture_subjects, scene_subjects
 from vitcx.export import export_model
-from vitcx.export.models import timm_model
+from vitcx.export.sources.timm_models import timm_model
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.explainer import load
 

@@ -39,7 +39,7 @@ from vitcx.evaluation.speed import (
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import EngineError, InputError, MissingExtraError
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.pictures.preprocess import prepare
 
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "numpy", "scipy", "scikit-learn")
 

@@ -130,7 +130,7 @@ def test_bad_usage_is_one_line_and_leaves_nothing(folder, arguments, words):
 
 
 def test_an_engine_that_cannot_run_is_not_replaced_by_another(folder):
-    from vitcx.runtime.engines import probe_engines
+    from vitcx.runtime.engines.registry import probe_engines
 
     absent = [status.name for status in probe_engines() if not status.available]
     if not absent:

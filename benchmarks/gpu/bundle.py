@@ -24,7 +24,7 @@ def random_model(name: str, seed: int) -> Any:
     """timm's model with its initial weights under a seed, in evaluation mode."""
     import torch
 
-    from vitcx.export.timm_import import import_timm
+    from vitcx.export.sources.timm_import import import_timm
 
     timm = import_timm()
     torch.manual_seed(seed)
@@ -36,8 +36,8 @@ def write_bundle(
 ) -> Bundle:
     """Export it in float32, compared with torch, and convert that."""
     from vitcx.export import export_model
-    from vitcx.export.precision import find_precision
-    from vitcx.export.reduced import write_reduced
+    from vitcx.export.precision.formats import find_precision
+    from vitcx.export.precision.reduced import write_reduced
 
     chosen = find_precision(precision)
     if chosen.write is None:

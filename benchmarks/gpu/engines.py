@@ -36,13 +36,13 @@ from benchmarks.gpu.probe import matrix_rates, probe, run_tests
 from benchmarks.gpu.report import Report, default_path, line_of
 from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.speed import summary
-from vitcx.kernels.blend import Job
 from vitcx.kernels.errors import DeviceError
-from vitcx.kernels.gpu import Gpu
-from vitcx.runtime.engines import probe_engines
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.host.blend import Job
+from vitcx.runtime.engines.registry import probe_engines
+from vitcx.runtime.engines.session import Batch, Session
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.preprocess import prepare
-from vitcx.runtime.session import Batch, Session
+from vitcx.runtime.pictures.preprocess import prepare
 
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
 SECONDS = 560.0
@@ -226,7 +226,7 @@ def torch_model(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
         seed = arguments.random_weights
         return random_model(arguments.model, seed), {"weights": f"random, seed {seed}"}
-    from vitcx.export.models import timm_model
+    from vitcx.export.sources.timm_models import timm_model
 
     module, source = timm_model(arguments.model, arguments.checkpoint)
     return module, {"weights": source}
@@ -384,7 +384,9 @@ def run_all(arguments: argparse.Namespace, report: Report) -> None:
     report.put("engines", engines)
     able = [name for name in names if name not in engines]
     if "cuda" in able:
-        report.step("tests", lambda: run_tests(["tests/runtime/test_engines_cuda.py"], 60))
+        report.step(
+            "tests", lambda: run_tests(["tests/runtime/engines/ort_cuda/test_session.py"], 60)
+        )
     for place, name in enumerate(able):
         seconds = clock.left / (len(able) - place)
         path = (report.path or default_path("engines")).with_suffix(f".{name}.json")

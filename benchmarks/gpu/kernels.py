@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks.gpu.probe import probe, run, run_tests
 from benchmarks.gpu.report import Report, default_path
-from vitcx.kernels.blend import SKIP, Job
 from vitcx.kernels.errors import DeviceError
-from vitcx.kernels.gpu import Gpu
-from vitcx.kernels.gpu_kernels import GpuKernels, pack_jobs
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.gpu.launches import GpuKernels, pack_jobs
+from vitcx.kernels.host.blend import SKIP, Job
 
 BATCH, CHANNELS, SIDE, GRID = 128, 3, 224, 14
 REPEATS, LAUNCHES = 20, 50
@@ -51,7 +51,7 @@ def seconds_per_launch(gpu: Gpu, work, stream) -> list[float]:
 
 def bandwidth(gpu: Gpu) -> dict[str, object]:
     """Blend time against the time to copy the bytes it must move."""
-    from vitcx.kernels.cuda_modules import cuda_module
+    from vitcx.kernels.gpu.cuda_modules import cuda_module
 
     core = cuda_module()
     results: dict[str, object] = {}
@@ -167,7 +167,7 @@ def main() -> None:
 def run_all(report: Report) -> None:
     """Every step, whatever became of the ones before."""
     probe(report)
-    report.step("parity", lambda: run_tests(["tests/kernels/test_gpu.py"], SECONDS))
+    report.step("parity", lambda: run_tests(["tests/kernels/gpu/test_gpu.py"], SECONDS))
     report.step("bandwidth", lambda: bandwidth(Gpu()))
     for tool in ("memcheck", "racecheck"):
         report.step(tool, lambda tool=tool: sanitizer(tool))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
-from vitcx.runtime.masks import cosine_distances, vit_masks
+from vitcx.runtime.method.masks import cosine_distances, vit_masks
 
 FloatArray = NDArray[np.float32]
 

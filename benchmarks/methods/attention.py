@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitcx.kernels.upsampling import upsample
+from vitcx.kernels.host.upsampling import upsample
 
 FloatArray = NDArray[np.float32]
 

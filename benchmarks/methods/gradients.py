@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitcx.export.embedding import find_site
-from vitcx.export.timm_import import import_timm
-from vitcx.kernels.upsampling import upsample
+from vitcx.export.graph.embedding import find_site
+from vitcx.export.sources.timm_import import import_timm
+from vitcx.kernels.host.upsampling import upsample
 
 FloatArray = NDArray[np.float32]
 

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks.embedded import embedded_module
 from vitcx.evaluation.subjects import scene_subjects
-from vitcx.export.timm_import import import_timm
-from vitcx.kernels.upsampling import upsample
+from vitcx.export.sources.timm_import import import_timm
+from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.demo.scenes import make_scene
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.explainer import load
-from vitcx.runtime.preprocess import normalise
+from vitcx.runtime.pictures.preprocess import normalise
 
 FloatArray = NDArray[np.float32]
 LEARNING_RATE = 1e-3

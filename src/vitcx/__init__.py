@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
-    from vitcx.runtime.engines import EngineStatus, probe_engines
+    from vitcx.runtime.engines.registry import EngineStatus, probe_engines
     from vitcx.runtime.errors import (
         BundleError,
         EngineError,

@@ -13,15 +13,15 @@ import pytest
 from benchmarks.gpu import engines
 from benchmarks.gpu.contest import Contender, chosen, contest
 from benchmarks.gpu.report import Report
-from tests.kernels import fake_cuda
 from tests.kernels.conftest import shim  # noqa: F401
-from tests.runtime import recording_tensorrt
+from tests.kernels.gpu import fake_cuda
+from tests.runtime.engines.tensorrt import recording_tensorrt
 from tests.tiny_bundle import SIZE, write_tiny_bundle
-from vitcx.runtime import tensorrt_library
+from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
+from vitcx.runtime.engines.probes import EngineStatus
+from vitcx.runtime.engines.tensorrt import library as tensorrt_library
+from vitcx.runtime.engines.tensorrt.session import TensorRTSession
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.onnxruntime_session import OnnxRuntimeSession
-from vitcx.runtime.probes import EngineStatus
-from vitcx.runtime.tensorrt_session import TensorRTSession
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_everything_is_measured_and_is_json(explainers, quick):
     assert report.failed == []
     json.dumps(found)
     assert found["device"] == "Fake GPU"
-    # As in tests/runtime/test_tensorrt_session.py.
+    # As in tests/runtime/engines/tensorrt/test_session.py.
     differences = found["parity"]
     assert differences["embedding_scale"] > 0
     for name in ("probabilities", "embedding", "masked_scores"):
@@ -121,7 +121,7 @@ def test_a_step_that_fails_is_a_line_and_the_rest_is_measured(explainers, quick,
 def vit():
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from vitcx.export.timm_import import import_timm
+    from vitcx.export.sources.timm_import import import_timm
 
     try:
         transformer = import_timm().models.vision_transformer.VisionTransformer

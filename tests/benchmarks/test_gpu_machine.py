@@ -16,8 +16,8 @@ from benchmarks.gpu import kernels, probe, wheelhouse
 from benchmarks.gpu.checkout import LINKED, link_problems
 from benchmarks.gpu.mask_counts import threshold_for
 from benchmarks.gpu.report import Report
-from vitcx.runtime.clustering import cluster
-from vitcx.runtime.masks import cosine_distances, vit_masks
+from vitcx.runtime.method.clustering import cluster
+from vitcx.runtime.method.masks import cosine_distances, vit_masks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,9 @@ def copy(tmp_path):
     return tmp_path
 
 
-def import_in(folder, code="import benchmarks.gpu, vitcx.runtime.masks as m; print(m.__file__)"):
+def import_in(
+    folder, code="import benchmarks.gpu, vitcx.runtime.method.masks as m; print(m.__file__)"
+):
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -132,7 +134,7 @@ class Absent:
         if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
 sys.meta_path.insert(0, Absent())
-import benchmarks.gpu.engines, benchmarks.gpu.kernels, vitcx.runtime.tensorrt_session
+import benchmarks.gpu.engines, benchmarks.gpu.kernels, vitcx.runtime.engines.tensorrt.session
 """
 
 
@@ -169,14 +171,16 @@ def test_what_fails_does_not_stop_the_rest_of_the_kernels(monkeypatch, tmp_path)
     for name in ("parity", "memcheck", "racecheck"):
         assert report.found[name] == {"status": 0, "tail": "fine"}
     (tests,) = (command for command in asked if "pytest" in command)
-    assert tests[-1] == "tests/kernels/test_gpu.py"
+    assert tests[-1] == "tests/kernels/gpu/test_gpu.py"
     watched = [command for command in asked if command[0] == "compute-sanitizer"]
     assert [command[2] for command in watched] == ["memcheck", "racecheck"]
 
 
 def test_the_gpu_tests_need_no_plugin_of_pytest():
     """The project's settings name one, and are strict."""
-    done = probe.run_tests(["tests/kernels/test_gpu.py", "-p", "no:timeout", "--collect-only"], 120)
+    done = probe.run_tests(
+        ["tests/kernels/gpu/test_gpu.py", "-p", "no:timeout", "--collect-only"], 120
+    )
     assert done["status"] == 0, done["tail"]
     assert "test_gpu.py" in done["tail"]
 

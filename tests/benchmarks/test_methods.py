@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from benchmarks.methods import attention, relevance  # noqa: E402
-from vitcx.export.timm_import import import_timm  # noqa: E402
+from vitcx.export.sources.timm_import import import_timm  # noqa: E402
 
 
 def test_rollout_rows_sum_to_1(vit, image):
@@ -118,6 +118,6 @@ def test_grad_cam_is_its_formula(vit, image):
     (slope,) = torch.autograd.grad(logit, kept[0])
     weights = slope[0, 1:].mean(dim=0)
     low = (kept[0][0, 1:] * weights).sum(dim=1).clamp(min=0).reshape(4, 4).detach().numpy()
-    from vitcx.kernels.upsampling import upsample
+    from vitcx.kernels.host.upsampling import upsample
 
     np.testing.assert_allclose(found, upsample(low, (32, 32)), atol=1e-6)

@@ -10,10 +10,10 @@ pytest.importorskip("safetensors")
 
 from benchmarks import plain  # noqa: E402
 from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of  # noqa: E402
-from vitcx.runtime.aggregation import aggregate  # noqa: E402
-from vitcx.runtime.clustering import cluster  # noqa: E402
 from vitcx.runtime.errors import InputError  # noqa: E402
-from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks  # noqa: E402
+from vitcx.runtime.method.aggregation import aggregate  # noqa: E402
+from vitcx.runtime.method.clustering import cluster  # noqa: E402
+from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks  # noqa: E402
 
 
 def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit, image):
@@ -26,7 +26,7 @@ def test_baselines_agree_with_each_other_and_with_low_resolution_masks(vit, imag
     low = merge_masks(low, cluster(cosine_distances(low, (32, 32)), 0.2), (32, 32), "renormalised")
     pixel = plain.pixel_masks(embedding, (32, 32), 0.2)
     assert len(pixel) == len(low)
-    from vitcx.kernels.upsampling import upsample
+    from vitcx.kernels.host.upsampling import upsample
 
     rows = torch.from_numpy(image * upsample(low, (32, 32))[:, None])
     with torch.no_grad():

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundle import make_manifest
-from vitcx.kernels.blend import blend
-from vitcx.kernels.noise import NoiseCache
+from vitcx.kernels.host.blend import blend
+from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.session import Scores, Session
 
 SIDE, GRID, CHANNELS, CLASSES = 28, 7, 12, 3
 

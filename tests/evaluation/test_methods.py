@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vitcx.kernels.upsampling import upsample
+from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.masks import vit_masks
-from vitcx.runtime.methods import (
+from vitcx.runtime.method.masks import vit_masks
+from vitcx.runtime.method.methods import (
     RISE_CELLS,
     RISE_SHIFTS,
     mask_bytes,

@@ -10,7 +10,7 @@ import pytest
 from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.evaluation.precision import compare_precisions, rank_correlation, summarise_precision
 from vitcx.runtime.explainer import load
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.pictures.preprocess import prepare
 
 pytest.importorskip("onnx", reason="needs the extra 'export'")
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from vitcx.evaluation.boxes import pointing_hit  # noqa: E402
 from vitcx.evaluation.curves import Question, score_curves  # noqa: E402
-from vitcx.export.timm_import import import_timm  # noqa: E402
+from vitcx.export.sources.timm_import import import_timm  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 

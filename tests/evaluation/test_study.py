@@ -9,7 +9,7 @@ from vitcx.evaluation.records import Records
 from vitcx.evaluation.study import engine_method, explained, paired, run_study, summarise
 from vitcx.evaluation.subjects import Subject
 from vitcx.evaluation.variants import parse_variant
-from vitcx.kernels.upsampling import upsample
+from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.errors import InputError
 
 

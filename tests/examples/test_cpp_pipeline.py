@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import vitcx
-from vitcx.kernels.blend import SKIP, Job, blend
-from vitcx.kernels.noise import NoiseCache
+from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.noise import NoiseCache
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "examples" / "cpp_pipeline"

@@ -7,10 +7,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="needs the extra 'export'")
 
+from tests.export import tiny  # noqa: E402
 from vitcx.export import export_model  # noqa: E402
 from vitcx.runtime.bundle import Bundle  # noqa: E402
-
-from . import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitcx.export import ModelSpec, export_model, exporting, parity, to_onnx
-from vitcx.export.embedding import WithEmbedding, find_site, site_of_spec
+from tests.export import tiny
+from vitcx.export import ModelSpec, export_model, exporting
+from vitcx.export.graph import parity, to_onnx
+from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import BundleError, InputError
-
-from . import tiny
 
 
 def assert_runs_like(bundle: Bundle, wrapped: WithEmbedding, batch: int) -> None:

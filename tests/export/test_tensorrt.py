@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.export import tiny
 from vitcx.export import export_model
-from vitcx.export.to_onnx import _attention_of, write_onnx
+from vitcx.export.graph.to_onnx import _attention_of, write_onnx
 from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.engines.tensorrt.library import Library, find_library
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, build_plan
-from vitcx.runtime.tensorrt_library import Library, find_library
-
-from . import tiny
 
 TARGETS = ("8.0", "8.9", "12.0")
 SHAPES = Shapes(encode_images=2, batch_size=4)

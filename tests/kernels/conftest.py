@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-CUDA_SOURCES = Path(__file__).parents[2] / "kernels" / "cuda"
+CUDA_SOURCES = Path(__file__).parents[2] / "src" / "vitcx" / "kernels" / "cuda"
 # -ffp-contract=off: the code spells out its fused operations, and must not depend on more of them.
 HOST_FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 HOST_FLAGS += ["-ffp-contract=off"]

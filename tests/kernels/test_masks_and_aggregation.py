@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import squareform
 
-from vitcx.kernels.upsampling import axis_operator, upsample
-from vitcx.runtime.aggregation import aggregate
-from vitcx.runtime.masks import cosine_distances, merge_masks, vit_masks
+from vitcx.kernels.host.upsampling import axis_operator, upsample
+from vitcx.runtime.method.aggregation import aggregate
+from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 
 # Values are of order 1; the interpolations differ in a few float32 roundings.
 TOLERANCE = 2e-6

@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 
-from vitcx.kernels.blend import blend
-from vitcx.kernels.noise import NoiseCache
+from vitcx.kernels.host.blend import blend
+from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.bundle import Bundle, Manifest
+from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.session import Scores, Session
 
 
 class NumpySession(Session):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.oracle import noise as slow_noise
 from tests.oracle import vitcx as oracle
 from tests.runtime.numpy_session import numpy_explainer, picture
-from vitcx.runtime.aggregation import aggregate
 from vitcx.runtime.errors import EngineError, InputError
+from vitcx.runtime.method.aggregation import aggregate
 
 # Saliency is a quotient of sums of float32 masks and scores of about 1.
 SALIENCY_ATOL = 2e-5

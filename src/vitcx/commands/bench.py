@@ -24,10 +24,10 @@ from vitcx.evaluation.speed import (
     stages,
     summary,
 )
-from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.errors import EngineError, MissingExtraError
 from vitcx.runtime.explainer import load
-from vitcx.runtime.preprocess import prepare
+from vitcx.runtime.pictures.preprocess import prepare
 
 
 @click.command("bench")

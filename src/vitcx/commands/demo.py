@@ -12,7 +12,7 @@ from PIL import Image
 from vitcx.commands.options import check_out_folder
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
-from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 

@@ -10,9 +10,9 @@ from importlib import metadata
 
 import click
 
-from vitcx.kernels.driver import find_driver
 from vitcx.kernels.errors import DeviceError
-from vitcx.runtime.engines import AUTOMATIC, EngineStatus, probe_engines
+from vitcx.kernels.gpu.driver import find_driver
+from vitcx.runtime.engines.registry import AUTOMATIC, EngineStatus, probe_engines
 
 _EXTRAS = {
     "cpu": ("onnxruntime",),

@@ -12,7 +12,7 @@ from vitcx.commands.options import check_out_folder, engine_options, setting_opt
 from vitcx.commands.progress import progress_bar
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.pictures import ArrayFile
+from vitcx.runtime.pictures.reading import ArrayFile
 
 
 @click.command("explain")

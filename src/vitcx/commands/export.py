@@ -11,10 +11,10 @@ from rich.console import Console
 from vitcx.commands.plan import build_and_tell
 from vitcx.export import export_model
 from vitcx.runtime.bundle import ENCODERS, LAYERS, PRECISIONS
+from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, check_capabilities
+from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.precision_limits import precision_problem
-from vitcx.runtime.tensorrt_builder import BuildOptions, Shapes, check_capabilities
-from vitcx.runtime.tensorrt_library import FLAVOURS, find_library
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from vitcx.runtime.engines import ENGINE_NAMES
+from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.estimators import ESTIMATOR_NAMES
+from vitcx.runtime.method.estimators import ESTIMATOR_NAMES
 from vitcx.runtime.settings import CLUSTER_MASKS
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -12,11 +12,11 @@ from rich.progress import TaskID
 
 from vitcx.commands.progress import progress_bar
 from vitcx.runtime.bundle import Bundle, read_bundle
-from vitcx.runtime.tensorrt_ahead import AheadPlan, build_ahead, take_plan
-from vitcx.runtime.tensorrt_builder import ENCODE, SCORE, BuildOptions, Shapes
-from vitcx.runtime.tensorrt_library import FLAVOURS
-from vitcx.runtime.tensorrt_plan import plan_graphs
-from vitcx.runtime.tensorrt_progress import Progress
+from vitcx.runtime.engines.tensorrt.ahead import AheadPlan, build_ahead, take_plan
+from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE, BuildOptions, Shapes
+from vitcx.runtime.engines.tensorrt.library import FLAVOURS
+from vitcx.runtime.engines.tensorrt.plan import plan_graphs
+from vitcx.runtime.engines.tensorrt.progress import Progress
 
 log = logging.getLogger("vitcx")
 

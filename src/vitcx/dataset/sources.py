@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcx.runtime.errors import InputError, MissingExtraError
-from vitcx.runtime.pictures import EncodedPicture
+from vitcx.runtime.pictures.reading import EncodedPicture
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _PATH_COLUMNS = ("path", "file", "image", "filename")

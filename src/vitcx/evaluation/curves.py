@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from vitcx.runtime.engines.session import Session
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.session import Session
 
 FloatArray = NDArray[np.float32]
 

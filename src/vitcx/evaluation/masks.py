@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.masks import cosine_distances
+from vitcx.runtime.method.masks import cosine_distances
 
 FloatArray = NDArray[np.float32]
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.runtime.engines.cpu.parallel_passes import available_cores
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.lanes import available_cores
 
 FloatArray = NDArray[np.float32]
 _SIDE = 1024

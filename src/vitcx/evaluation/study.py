@@ -17,8 +17,8 @@ from vitcx.evaluation.intervals import Interval, bootstrap
 from vitcx.evaluation.records import Record, Records
 from vitcx.evaluation.subjects import Subject
 from vitcx.evaluation.variants import RANDOM_ORDER, parse_variant
+from vitcx.runtime.engines.session import Session
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.session import Session
 
 FloatArray = NDArray[np.float32]
 

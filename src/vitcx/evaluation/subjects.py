@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vitcx.evaluation.boxes import Annotation, Box, box_mask, boxes_in_frame
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.preprocess import normalise, prepare
+from vitcx.runtime.pictures.preprocess import normalise, prepare
 
 FloatArray = NDArray[np.float32]
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

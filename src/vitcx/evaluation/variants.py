@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.methods import METHOD_NAMES
+from vitcx.runtime.method.methods import METHOD_NAMES
 from vitcx.runtime.settings import Settings
 
 # A map of random numbers: what insertion minus deletion is worth when nothing is known.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.colormap import color_table
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pictures.colormap import color_table
 from vitcx.serving.reading import Asked
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"

@@ -12,10 +12,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from vitcx.runtime.engines.session import Scores
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.pipeline import Pipeline
-from vitcx.runtime.session import Scores
+from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.settings import Request
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

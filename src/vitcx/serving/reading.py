@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.methods import mask_bytes
-from vitcx.runtime.pictures import EncodedPicture
+from vitcx.runtime.method.methods import mask_bytes
+from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import Request, Settings
 from vitcx.serving.desk import Limits, Refused
 from vitcx.serving.guard import BodyTooLarge

@@ -10,7 +10,7 @@ let answer = null;     // the server's, decoded
 let alone = -1;        // the mask under the pointer, or -1
 let asking = null;     // AbortController of the request under way
 
-const SATURATION = 0.25, BASE_OPACITY = 0.5, UNSEEN = 0.45;  // as vitcx.runtime.rendering draws
+const SATURATION = 0.25, BASE_OPACITY = 0.5, UNSEEN = 0.45;  // as vitcx.runtime.pictures.overlay draws
 
 function say(text, isError = false) {
   at("status").textContent = text;

@@ -1,0 +1,33 @@
+"""Checks that what export needs is installed, in a module that needs none of it."""
+
+from __future__ import annotations
+
+import importlib
+
+from vitcx.export.sources.timm_import import import_timm
+from vitcx.runtime.errors import MissingExtraError
+
+# Those of the extra `export`, in the order in which they are met.
+_MODULES = ("torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+
+def require_export_extra() -> None:
+    """Import what the extra ``export`` installs.
+
+    Raises
+    ------
+    MissingExtraError
+        For the first module that is not there. One that is there and cannot be imported, because
+        its installation is broken, raises its own error.
+    """
+    for name in _MODULES:
+        try:
+            if name == "timm":
+                import_timm()
+            else:
+                importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = (error.name or name).partition(".")[0]
+            if missing not in _MODULES:
+                raise
+            raise MissingExtraError("vitcx export", missing, "export") from None

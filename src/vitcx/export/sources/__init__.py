@@ -1,0 +1,1 @@
+"""Where a model comes from: its code, weights, class names and preprocessing."""

@@ -1,0 +1,91 @@
+"""The names of a model's classes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitcx.export.sources.timm_import import import_timm
+from vitcx.runtime.errors import InputError
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Names from a file: a JSON list of strings, or one name a line (empty lines are left out).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is not UTF-8, or has no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from '{path}': {error}") from None
+    if text.lstrip().startswith("["):
+        try:
+            names = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"'{path}' starts as a JSON list but is not one: {error}") from None
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"'{path}' must hold names: a JSON list of strings, or one name a line")
+    return tuple(names)
+
+
+def resolve_class_names(
+    names: Sequence[str] | None, model: nn.Module, num_classes: int
+) -> tuple[str, ...]:
+    """`names` if given, those of the model's label set if timm knows it, or "class 0", ...
+
+    Raises
+    ------
+    InputError
+        If `names` are not `num_classes`.
+    """
+    if names is not None:
+        if len(names) != num_classes:
+            raise InputError(f"{len(names)} class names for {num_classes} classes")
+        return tuple(names)
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    known = _label_set_names(config) if config.get("num_classes") == num_classes else None
+    if known is not None and len(known) == num_classes:
+        return known
+    return tuple(f"class {index}" for index in range(num_classes))
+
+
+def _label_set_names(config: dict[str, Any]) -> tuple[str, ...] | None:
+    """Names in a timm configuration, or of the ImageNet label set that it implies."""
+    stated = config.get("label_names")
+    if stated:
+        described = config.get("label_descriptions") or {}
+        return tuple(str(described.get(label, label)) for label in stated)
+    data = import_timm().data
+    subset = data.infer_imagenet_subset(config)
+    if subset is None:
+        return None
+    info = data.ImageNetInfo(subset)
+    synonyms = [info.index_to_description(index) for index in range(info.num_classes())]
+    details = [
+        info.index_to_description(index, detailed=True).partition(": ")[2].partition(";")[0]
+        for index in range(info.num_classes())
+    ]
+    return shortest_distinct(synonyms, details)
+
+
+def shortest_distinct(synonyms: Sequence[str], details: Sequence[str]) -> tuple[str, ...]:
+    """The first of each class's comma-separated synonyms, with more where two classes share it.
+
+    A shared first name becomes all the synonyms, and if these are shared too, the detail follows in
+    brackets: WordNet has two birds and machines called "crane".
+    """
+    first = [names.partition(",")[0] for names in synonyms]
+    shared = Counter(first)
+    names = [f if shared[f] == 1 else s for f, s in zip(first, synonyms, strict=True)]
+    still = Counter(names)
+    return tuple(n if still[n] == 1 else f"{n} ({d})" for n, d in zip(names, details, strict=True))

@@ -1,0 +1,1 @@
+"""Device work on a GPU: memory, streams, compilation, launches."""

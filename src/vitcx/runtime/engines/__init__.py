@@ -1,0 +1,1 @@
+"""What runs a bundle: one session contract, several engines."""

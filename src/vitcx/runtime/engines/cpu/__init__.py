@@ -1,0 +1,1 @@
+"""Engines on a CPU: ONNX Runtime and OpenVINO."""

@@ -1,0 +1,165 @@
+"""A session on OpenVINO's CPU plugin, in float32, or in bfloat16 by name.
+
+bfloat16 is an approximation, and so an engine of its own: `openvino-bf16`. Masks are scored in it;
+the picture's own pass, which the masks come from, stays in float32. It is refused where the CPU
+does not compute in bfloat16 (AMX, or AVX-512 BF16): OpenVINO would emulate it there, far more
+slowly than float32, or leave it at float32.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle, check_tensor_names
+from vitcx.runtime.engines.cpu.cpu_session import CpuSession
+from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
+
+FloatArray = NDArray[np.float32]
+
+DEFAULT_BATCH_SIZE = 32
+# Rows of a pass.
+LANE_ROWS = {"float32": 2, "bfloat16": 4}
+# The engine's name -> what it computes in.
+PRECISIONS = {"openvino": "float32", "openvino-bf16": "bfloat16"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_CAPABILITIES = {"FP32": "float32", "BF16": "bfloat16"}
+
+
+def import_openvino(engine: str = "openvino") -> Any:
+    """The openvino module, or an error that names the extra."""
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtraError(f"the engine '{engine}'", "openvino", "openvino") from None
+    return openvino
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The CPU as OpenVINO sees it: what it computes in without emulation."""
+
+    name: str
+    precisions: tuple[str, ...]
+
+    def lacks(self, precision: str) -> str:
+        """Why `precision` is refused."""
+        return (
+            f"the CPU ({self.name}) does not compute in {precision}: OpenVINO needs AMX or AVX-512 "
+            "BF16 for it; take the engine 'openvino'"
+        )
+
+
+def cpu_of(core: Any) -> Cpu:
+    """What an `openvino.Core` says of the CPU."""
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return Cpu(
+        str(core.get_property("CPU", "FULL_DEVICE_NAME")),
+        tuple(name for key, name in _CAPABILITIES.items() if key in capabilities),
+    )
+
+
+class OpenVinoSession(CpuSession):
+    """OpenVINO on the CPU.
+
+    Parameters
+    ----------
+    bundle : checked against its digests.
+    threads : for a batch; None takes every core.
+    batch_size : rows of a mask batch; None takes `DEFAULT_BATCH_SIZE`.
+    name : ``openvino`` or ``openvino-bf16``.
+
+    Raises
+    ------
+    EngineError
+        The CPU does not compute in the precision asked for.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        *,
+        name: str = "openvino",
+    ) -> None:
+        precision = PRECISIONS[name]
+        super().__init__(bundle, threads, batch_size or DEFAULT_BATCH_SIZE, LANE_ROWS[precision])
+        openvino = import_openvino(name)
+        core = openvino.Core()
+        cpu = cpu_of(core)
+        if precision not in cpu.precisions:
+            raise EngineError(f"the engine '{name}' cannot run here: {cpu.lacks(precision)}")
+        self.engine = name
+        self.precision = precision
+        self.encoder_precision = "float32"
+
+        def compiled(graph: Bundle, computed_in: str) -> _Model:
+            return _Model(openvino, core, graph, computed_in, self.threads, self.lanes)
+
+        self._scorer = self._encoder = compiled(bundle, precision)
+        if bundle.encoder is not bundle or precision != "float32":
+            self._encoder = compiled(bundle.encoder, "float32")
+
+    def _encode(self, engine: _Model, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        probabilities, embedding = engine.run(images, PROBABILITIES, EMBEDDING)
+        return probabilities, embedding
+
+    def _predict(self, engine: _Model, images: FloatArray) -> FloatArray:
+        return engine.run(images, PROBABILITIES)[0]
+
+
+class _Model:
+    """A graph that OpenVINO has compiled; each thread that runs it has a request of its own."""
+
+    def __init__(
+        self, openvino: Any, core: Any, bundle: Bundle, precision: str, threads: int, lanes: int
+    ) -> None:
+        self._openvino = openvino
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": lanes,
+            # Two graphs would be pinned to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = core.read_model(str(bundle.model_path))
+            check_tensor_names(
+                [port.get_any_name() for port in model.inputs],
+                [port.get_any_name() for port in model.outputs],
+            )
+            self._model: Any = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO cannot load '{bundle.model_path}': {error}") from None
+        taken = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if taken != _HINTS[precision]:
+            raise EngineError(
+                f"OpenVINO computes in {taken} where {precision} was asked for: update openvino, "
+                "or take the engine 'onnxruntime'"
+            )
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
+        with self._request() as request:
+            # Read where it lies: the rows are this thread's until the request is done.
+            tensor = self._openvino.Tensor(np.ascontiguousarray(images), shared_memory=True)
+            request.infer({INPUT: tensor})
+            # Copies: the request is another thread's next.
+            return [np.array(request.get_tensor(name).data, np.float32) for name in outputs]
+
+    @contextmanager
+    def _request(self) -> Iterator[Any]:
+        """A request that nobody else uses; kept for the next caller."""
+        try:
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            request = self._model.create_infer_request()
+        yield request
+        self._requests.put(request)

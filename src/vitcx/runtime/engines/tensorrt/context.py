@@ -1,0 +1,240 @@
+"""A TensorRT plan made to run: the engine, checked, and execution contexts on its profiles.
+
+TensorRT's calls return None or False and log the cause: here that becomes an `EngineError` with the
+log's words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vitcx.kernels.closing import Closing
+from vitcx.kernels.gpu.arrays import DeviceArray
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.gpu.streams import Stream
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
+from vitcx.runtime.engines.tensorrt.builder import SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
+from vitcx.runtime.engines.tensorrt.library import Library, Severity
+from vitcx.runtime.engines.tensorrt.plan_report import each_once
+from vitcx.runtime.errors import BundleError, EngineError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_T = TypeVar("_T")
+
+
+class PlanRefused(EngineError):
+    """A plan that this library and GPU do not take, or that is not made for these shapes."""
+
+
+def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes) -> trt.ICudaEngine:
+    """The plan's engine, with the inputs, outputs and profiles that are expected.
+
+    Parameters
+    ----------
+    plan : from a source that is trusted: it is code.
+
+    Raises
+    ------
+    PlanRefused
+        It cannot be read, or its profiles have other shapes.
+    BundleError
+        The graph in it is not the manifest's.
+    """
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.module
+    with reasons(library, "cannot read the plan", PlanRefused):
+        # Raises TypeError where the library cannot start; the log has the reason.
+        engine = _given(trt.Runtime(library.logger).deserialize_cuda_engine(plan))
+    _check_tensors(trt, engine, manifest)
+    size = (3, *manifest.input_size)
+    expected = [[(images, *size) for images in shapes.images(name)] for name in shapes.profiles]
+    if engine.num_optimization_profiles != len(expected):
+        raise PlanRefused(
+            f"the plan has {engine.num_optimization_profiles} profiles, expected {len(expected)}"
+        )
+    for profile, wanted in enumerate(expected):
+        least, _, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT, profile))
+        if [least, most] != wanted:
+            raise PlanRefused(
+                f"profile {profile} of the plan takes {least} to {most}, expected "
+                f"{wanted[0]} to {wanted[1]}"
+            )
+    return engine
+
+
+def _given(made: _T | None) -> _T:
+    if made is None:
+        raise RuntimeError  # `reasons` knows why
+    return made
+
+
+def _check_tensors(trt: Any, engine: trt.ICudaEngine, manifest: Manifest) -> None:
+    """Names, directions, element types and all dimensions but the first."""
+    inward, outward = trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT
+    expected = {
+        INPUT: (inward, (3, *manifest.input_size)),
+        PROBABILITIES: (outward, (manifest.num_classes,)),
+        EMBEDDING: (outward, (manifest.channels, *manifest.grid)),
+    }
+    found = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        found[name] = (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))[1:])
+        if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
+            raise BundleError(
+                f"the graph's '{name}' is {engine.get_tensor_dtype(name)}, expected float32 at the "
+                "graph's edges: export the model again"
+            )
+    if found != expected:
+        told = {name: shape for name, (_, shape) in found.items()}
+        wanted = {name: shape for name, (_, shape) in expected.items()}
+        raise BundleError(
+            f"the graph takes and gives {told} (without the batch), the manifest says {wanted}: "
+            "export the model again"
+        )
+
+
+@contextlib.contextmanager
+def reasons(library: Library, what: str, kind: type[EngineError] = EngineError) -> Iterator[None]:
+    """What the library does not take in here (`RuntimeError`, `TypeError`) as `kind`.
+
+    The message is made of `what`, such as "cannot read the plan", and of what the library logged
+    as an error meanwhile.
+    """
+    with library.heard() as messages:
+        try:
+            yield
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, EngineError):
+                raise
+            lines = [text for severity, text in messages if severity <= Severity.ERROR]
+            own = [str(error)] if str(error) else []
+            reason = "; ".join(each_once([*own, *lines])) or "its log gives no reason"
+            raise kind(f"{library.flavour} {library.version} {what}: {reason}") from error
+
+
+class Context(Closing):
+    """An execution context on one profile. For one thread at a time; a context manager.
+
+    Its scratch memory is ours where the library can say how much it needs for a profile.
+
+    Parameters
+    ----------
+    engine : of `open_plan`; contexts share it.
+    stream : orders the setting up.
+    shapes : that the engine's plan is made for.
+    name : of the profile, `ENCODE` or `SCORE`.
+    compiled : the profile's kernels, of TensorRT-RTX; None for TensorRT.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        engine: trt.ICudaEngine,
+        gpu: Gpu,
+        stream: Stream,
+        shapes: Shapes,
+        name: str,
+        compiled: CompiledKernels | None,
+    ) -> None:
+        profile = shapes.profiles.index(name)
+        self._compiled = compiled
+        self._cache: Any = None
+        self._library = library
+        self._stream = stream
+        self._scratch: DeviceArray | None = None
+        # TensorRT 8 and 10.0 know only the need of all profiles together: there they allocate.
+        size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
+        self._native: trt.IExecutionContext | None = None
+        with reasons(library, f"cannot open profile {profile}"):
+            if compiled is not None:
+                config = _rtx_config(library, engine, one_shape=name == SCORE)
+                self._cache = compiled.begin(config)
+                native = _given(engine.create_execution_context(config))
+            elif size_of is not None:
+                strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+                native = _given(engine.create_execution_context(strategy))
+            else:
+                native = _given(engine.create_execution_context())
+            if not native.set_optimization_profile_async(profile, stream.handle):
+                raise RuntimeError
+            if size_of is not None:
+                size = int(size_of(profile))
+                self._scratch = gpu.allocate((size,), np.uint8, stream)
+                native.set_device_memory(self._scratch.pointer, size)
+            # The copies that the switch may have queued are done before another stream runs this.
+            stream.synchronise()
+        self._native = native
+
+    def bind(self, name: str, array: DeviceArray) -> None:
+        """Where a tensor lies from now on; the memory is the caller's."""
+        with reasons(self._library, f"refuses the memory of '{name}'"):
+            if not self.native.set_tensor_address(name, array.pointer):
+                raise RuntimeError
+
+    def set_shape(self, shape: tuple[int, int, int, int]) -> None:
+        """The input's shape from now on, within the profile's."""
+        with reasons(self._library, f"refuses images of shape {shape}"):
+            if not self.native.set_input_shape(INPUT, shape):
+                raise RuntimeError
+            if missing := self.native.infer_shapes():
+                raise RuntimeError(f"not specified: {', '.join(missing)}")
+
+    def enqueue(self, stream: Stream) -> None:
+        """Queue a forward pass."""
+        with reasons(self._library, "cannot run"):
+            if not self.native.execute_async_v3(stream.handle):
+                raise RuntimeError
+
+    def can_be_captured(self, stream: Stream) -> bool:
+        """Whether a pass on `stream` can become a CUDA graph, as TensorRT-RTX says beforehand.
+
+        TensorRT does not say: there a capture is tried.
+        """
+        native: Any = self.native
+        return bool(native.is_stream_capturable(stream.handle))
+
+    def keep_kernels(self) -> None:
+        """After a pass: keep what was compiled for it."""
+        if self._compiled is not None:
+            self._compiled.keep(self._cache)
+
+    @property
+    def native(self) -> trt.IExecutionContext:
+        """The library's context."""
+        if self._native is None:
+            raise EngineError("this execution context is closed")
+        return self._native
+
+    def close(self) -> None:
+        """Free the context, then its memory, which it must not outlive."""
+        self._native = self._cache = None
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            scratch.close(self._stream)
+
+
+def _rtx_config(library: Library, engine: Any, *, one_shape: bool) -> Any:
+    """How TensorRT-RTX is to run a context."""
+    module = library.module
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(
+        module.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
+    if one_shape:
+        # It compiles kernels when it runs. The one shape of this profile gets its own before the
+        # first pass, and the library makes the CUDA graph: only it knows when they are in.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            module.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return config

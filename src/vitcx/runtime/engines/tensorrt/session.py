@@ -1,0 +1,202 @@
+"""A session on TensorRT or TensorRT-RTX: one class, their Python APIs are the same.
+
+Encoding and scoring run on contexts of their own, on different profiles of one engine, so that a
+pipeline's threads do both at once. Masked rows are blended on the GPU, in the engine's input; only
+the images, the small masks and the probabilities cross the bus. Never ran on hardware so far: see
+docs/gpu-notes.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcx.kernels.closing import Closing
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.gpu.launches import GpuKernels
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.device_errors import device_errors, is_out_of_memory
+from vitcx.runtime.engines.device_memory import open_fitting
+from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeStation, ScoreStation
+from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE
+from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
+from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
+from vitcx.runtime.engines.tensorrt.context_pool import Stations
+from vitcx.runtime.engines.tensorrt.library import find_library
+from vitcx.runtime.engines.tensorrt.plan import (
+    BuildOptions,
+    PlanOrder,
+    Shapes,
+    forget_plan,
+    kernels_path,
+    plan_for,
+)
+from vitcx.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+FloatArray = NDArray[np.float32]
+
+DEFAULT_SHAPES = Shapes()
+
+
+class TensorRTSession(Session):
+    """TensorRT on one GPU.
+
+    All memory is taken at construction, and a batch is run: where that does not fit, mask batches
+    are halved until it does, which the log says once. A thread that comes when all contexts are
+    taken gets one more, or waits where there is no room for it.
+
+    Parameters
+    ----------
+    bundle : checked against its digests. Its precision is the engine's.
+    flavour : "tensorrt" or "tensorrt-rtx".
+    batch_size : rows of a mask batch; None takes `DEFAULT_SHAPES`. The engine always runs that
+        many.
+    encode_images : most images that are encoded at once; more are encoded in turn.
+    options : of the builder, where the plan is not in the cache.
+    device : index of the GPU.
+
+    Raises
+    ------
+    MissingExtraError
+        The library is not installed.
+    EngineError
+        No GPU, or the library cannot build or run the plan: the message has its words.
+    BundleError
+        The graph is not the manifest's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        flavour: str = "tensorrt",
+        batch_size: int | None = None,
+        *,
+        encode_images: int = DEFAULT_SHAPES.encode_images,
+        options: BuildOptions | None = None,
+        device: int = 0,
+    ) -> None:
+        library = find_library(flavour)
+        with device_errors(f"the engine '{flavour}': opening GPU {device}"):
+            self._gpu = Gpu(device)
+        self.engine = flavour
+        self.device = self._gpu.name
+        asked = batch_size or DEFAULT_SHAPES.batch_size
+        self._opened = open_fitting(
+            lambda rows: _Opened(
+                PlanOrder(
+                    library,
+                    bundle,
+                    Shapes.of_session(rows, encode_images),
+                    options or BuildOptions(),
+                    self._gpu.name,
+                    self._gpu.compute_capability,
+                ),
+                self._gpu,
+            ),
+            asked,
+            is_out_of_memory,
+        )
+        self.batch_size = self._opened.shapes.batch_size
+
+    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        most = self._opened.shapes.encode_images
+        with self._working("encoding"), self._opened.encoders.take() as station:
+            parts = [
+                station.encode(images[start : start + most])
+                for start in range(0, len(images), most)
+            ]
+        probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return probabilities, embedding
+
+    def score(self, batch: Batch) -> Scores:
+        with self._working("scoring"), self._opened.scorers.take() as station:
+            return station.score(batch)
+
+    def predict(self, images: FloatArray) -> FloatArray:
+        with self._working("predicting"), self._opened.scorers.take() as station:
+            return np.concatenate(
+                [
+                    station.predict(images[start : start + self.batch_size])
+                    for start in range(0, len(images), self.batch_size)
+                ]
+            )
+
+    def close(self) -> None:
+        self._opened.close()
+
+    @contextlib.contextmanager
+    def _working(self, doing: str) -> Iterator[None]:
+        with device_errors(f"{self.engine} on {self.device}: {doing}"):
+            self._gpu.make_current()  # CUDA's current device is the thread's
+            yield
+
+
+class _Opened(Closing):
+    """Engines for certain shapes, and their stations; both kinds have one from the start.
+
+    The engine is one, with both profiles, unless the bundle's encoder is a graph of its own.
+    """
+
+    def __init__(self, order: PlanOrder, gpu: Gpu) -> None:
+        self.shapes = order.shapes
+        library, manifest = order.library, order.bundle.manifest
+        parts = order.parts()
+        score, encode = parts[SCORE], parts[ENCODE]
+        scorer = _engine(score)
+        encoder = scorer if encode == score else _engine(encode)
+        kernels = GpuKernels(gpu)
+        score_compiled, encode_compiled = _compiled(score, SCORE), _compiled(encode, ENCODE)
+        self.scorers = Stations(
+            lambda: ScoreStation(
+                library, scorer, gpu, manifest, kernels, score.shapes, score_compiled
+            )
+        )
+        try:
+            self.encoders = Stations(
+                lambda: EncodeStation(
+                    library, encoder, gpu, manifest, encode.shapes, encode_compiled
+                )
+            )
+        except BaseException:
+            self.scorers.close()
+            raise
+
+    def close(self) -> None:
+        self.scorers.close()
+        self.encoders.close()
+
+
+def _compiled(order: PlanOrder, profile: str) -> CompiledKernels | None:
+    """What was compiled for a profile; TensorRT compiles nothing when it runs."""
+    if order.library.flavour != "tensorrt-rtx":
+        return None
+    return CompiledKernels(kernels_path(order, profile))
+
+
+def _engine(order: PlanOrder) -> trt.ICudaEngine:
+    """The engine of the bundle's plan. One from the cache that is refused is built once more."""
+
+    def opened() -> trt.ICudaEngine:
+        return open_plan(order.library, plan_for(order), order.bundle.manifest, order.shapes)
+
+    try:
+        return opened()
+    except PlanRefused as error:
+        if is_out_of_memory(error):
+            raise
+        forget_plan(order, str(error))
+    try:
+        return opened()
+    except PlanRefused as error:
+        raise EngineError(
+            f"a plan that was just built for {order.gpu_name} is refused: {error}; "
+            "'vitcx doctor' shows the versions of library and driver"
+        ) from error

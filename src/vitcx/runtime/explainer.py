@@ -1,0 +1,248 @@
+"""The public face: a picture goes in, an explanation comes out.
+
+`settings` says what is asked for, `steps` holds what is done to a picture, `pipeline` decides what
+runs when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitcx.kernels.closing import Closing
+from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
+from vitcx.runtime.engines.registry import open_session
+from vitcx.runtime.engines.session import Scores, Session
+from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pipeline.pipeline import Pipeline
+from vitcx.runtime.pipeline.stages import Steps
+from vitcx.runtime.precision_limits import check_precision
+from vitcx.runtime.settings import Request, complete_settings
+
+# Of `open_pipeline`.
+# Two batches with the engine, so that it has the next one when it ends the first; two threads more
+# prepare, encode and finish beside them.
+PIPELINE_WORKERS = 4
+PIPELINE_SCORERS = 2
+ENCODE_SIZE = 1
+LEAST_IN_FLIGHT = 8
+
+
+class Explainer(Closing):
+    """Explains pictures with one bundle on one engine. Thread-safe; a context manager.
+
+    Made by `vitcx.load`.
+
+    Attributes
+    ----------
+    manifest : what the bundle says of itself.
+    session : the engine.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self.bundle = bundle
+        self.manifest: Manifest = bundle.manifest
+        self.session = session
+
+    def close(self) -> None:
+        """Free the engine. Twice does no harm."""
+        self.session.close()
+
+    def explain(
+        self,
+        image: Any,
+        targets: Any = None,
+        distance_threshold: float | None = None,
+        noise_std: float = 0.1,
+        seed: int = 0,
+        estimator: str = "paper",
+        debias: bool = True,
+        coverage_correction: bool = True,
+        cluster_masks: str = "renormalised",
+        method: str = "vit-cx",
+        mask_count: int | None = None,
+        window: int | None = None,
+        step: int | None = None,
+    ) -> Explanation:
+        """Explain one picture.
+
+        Parameters
+        ----------
+        image : a path, a PIL image, an (H,W,3) uint8 array of any size, or an already normalised
+            (3,H,W) floating array of the model's size: NumPy; anything with DLPack or
+            ``__cuda_array_interface__``; a `vitcx.kernels.gpu.arrays.DevicePointer`. One in a GPU's
+            memory is copied to the host once, behind the work of its producer's stream: pictures
+            are packed there, on every engine.
+        targets : None (the likeliest class), an int, a class name, a list of these, or ``"topN"``.
+            Any number of targets costs one run: masks do not depend on the class.
+        distance_threshold : δ of the clustering; None takes the bundle's (0.1; Swin 0.05).
+        noise_std : σ of the noise, in normalised units.
+        seed : of the noise. The same seed gives the same explanation.
+        estimator : ``paper`` (eq. 2, 2K + 1 forward passes), ``fast`` (without the correction for
+            the noise itself, K + 1) or ``antithetic`` (noise of both signs, 4K + 1).
+        debias : False scores ``f(y|X⊙M)`` without noise (the paper's variants 3 and 5).
+        coverage_correction : False leaves out the division by ρ (variants 4 and 5).
+        cluster_masks : ``renormalised`` (the authors' code), ``mean`` (the paper's text) or
+            ``none`` (every channel is a mask, variant 1).
+        method : ``vit-cx``, or another method that works by masks: ``rise``, ``score-cam``,
+            ``occlusion``, and ``random-cx``, which is ViT-CX with random masks (variant 2). See
+            `vitcx.runtime.method.methods`. A setting that means nothing to the method is refused.
+        mask_count : of ``rise`` (None: 4000) and ``random-cx`` (None: 5000).
+        window, step : of ``occlusion``, in pixels of the model's input; None takes a seventh of
+            the short side and half of that.
+
+        Raises
+        ------
+        InputError
+            If the picture, a target or a setting cannot be used.
+        """
+        request = self.request(
+            image,
+            targets,
+            distance_threshold=distance_threshold,
+            noise_std=noise_std,
+            seed=seed,
+            estimator=estimator,
+            debias=debias,
+            coverage_correction=coverage_correction,
+            cluster_masks=cluster_masks,
+            method=method,
+            mask_count=mask_count,
+            window=window,
+            step=step,
+        )
+        with self.open_pipeline(workers=0) as pipeline:
+            return next(pipeline.stream([request])).result()
+
+    def explain_many(
+        self, images: Iterable[Any], targets: Any = None, **settings: Any
+    ) -> Iterator[Explanation]:
+        """Explain many pictures, their rows packed into full batches.
+
+        Parameters
+        ----------
+        images : what `explain` takes, one after the other; read no faster than they are needed.
+        targets, settings : as for `explain`, the same for every picture.
+
+        Yields
+        ------
+        explanations in the order of the pictures. Memory is bounded by the few pictures whose rows
+        share the running batches; they are read ahead of the results, so an array must not be
+        written to until its explanation is there.
+
+        Raises
+        ------
+        InputError
+            At the first picture that cannot be used; those before it have been yielded.
+        """
+        return _raising(self.try_explain_many(images, targets, **settings))
+
+    def try_explain_many(
+        self, images: Iterable[Any], targets: Any = None, **settings: Any
+    ) -> Generator[Explanation | Exception, None, None]:
+        """`explain_many` for pictures that may be bad: one that fails, fails alone.
+
+        Yields
+        ------
+        in the order of the pictures, an explanation or the error that `explain` would have raised.
+
+        Raises
+        ------
+        Exception
+            What the engine raised, if it failed: that is no fault of a picture.
+        """
+        template = self.request(None, targets, **settings)
+        return self.explain_requests(replace(template, image=image) for image in images)
+
+    def explain_requests(
+        self, requests: Iterable[Request]
+    ) -> Generator[Explanation | Exception, None, None]:
+        """`try_explain_many` for pictures that have targets and settings of their own."""
+        with self.open_pipeline() as pipeline:
+            for ticket in pipeline.stream(requests):
+                error = ticket.exception()
+                if error is None:
+                    yield ticket.result()
+                elif ticket.engine_failed or not isinstance(error, Exception):
+                    raise error
+                else:
+                    yield error
+
+    def request(self, image: Any, targets: Any = None, **settings: Any) -> Request:
+        """A picture to explain, with the targets and settings that `explain` takes.
+
+        Raises
+        ------
+        InputError
+            If a setting cannot be used. The picture and the targets are looked at later.
+        """
+        return Request(
+            image, targets, complete_settings(settings, self.manifest.distance_threshold)
+        )
+
+    def open_pipeline(
+        self,
+        *,
+        workers: int = PIPELINE_WORKERS,
+        limit: int | None = None,
+        in_order: bool = True,
+        on_batch: Callable[[int, Scores], None] | None = None,
+    ) -> Pipeline:
+        """Threads that explain what is submitted to them. See `vitcx.runtime.pipeline.pipeline`."""
+        return Pipeline(
+            Steps(self.manifest, self.session),
+            limit=limit or max(LEAST_IN_FLIGHT, self.session.batch_size // 4),
+            workers=workers,
+            # One thread is left to prepare what comes next.
+            scorers=max(1, min(PIPELINE_SCORERS, workers - 1)),
+            encode_size=ENCODE_SIZE,
+            in_order=in_order,
+            on_batch=on_batch,
+        )
+
+
+def _raising(results: Generator[Explanation | Exception, None, None]) -> Iterator[Explanation]:
+    with contextlib.closing(results):
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def load(
+    bundle: str | Path = "demo",
+    engine: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    allow_imprecise: bool = False,
+) -> Explainer:
+    """Load a bundle on an engine.
+
+    Parameters
+    ----------
+    bundle : ``"demo"`` for the embedded model, or the folder that ``vitcx export`` wrote.
+    engine : ``auto``, or one by name: ``tensorrt``, ``tensorrt-rtx``, ``cuda``, ``onnxruntime``,
+        ``openvino``, ``openvino-bf16``. One asked for by name that cannot run here is an error.
+    threads : CPU threads of one forward pass; None takes every core.
+    batch_size : rows of a mask batch; None takes the engine's default.
+    allow_imprecise : load a bundle of a reduced precision even where what export measured is
+        beyond the limits (`vitcx.runtime.precision_limits`), or where nothing was measured.
+
+    Returns
+    -------
+    an `Explainer`; use it in a ``with`` statement, or close it.
+
+    Raises
+    ------
+    BundleError
+        If the bundle is missing, damaged, does not fit or is too imprecise.
+    EngineError, MissingExtraError
+        If the engine cannot run here.
+    """
+    folder = Path(__file__).parent / "demo" / "bundle" if bundle == "demo" else Path(bundle)
+    checked = read_bundle(folder)
+    check_precision(checked.manifest, allow_imprecise=allow_imprecise)
+    return Explainer(checked, open_session(checked, engine, threads, batch_size))

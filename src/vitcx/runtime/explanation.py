@@ -1,0 +1,176 @@
+"""The result: maps, masks, impacts, and what they were made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitcx.runtime.digests import replacing
+from vitcx.runtime.pictures.overlay import add_caption, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A map whose range is within float32 rounding of its magnitude is flat: stretched to [0, 1] it
+# would show rounding as evidence.
+FLAT_RTOL = 1e-5
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """An explanation of one picture for T target classes by K masks.
+
+    Attributes
+    ----------
+    saliency : (T,H,W) float32 in the model's input frame: S of eq. 5 divided by K. With coverage
+        corrected, it is the cover-weighted mean impact of the masks over a pixel. Higher is more
+        evidence; unbounded in principle, within [-1, 2] for eq. 2.
+    targets : T class indices; `target_names` are their names.
+    probabilities : (C,) float32, the model's answer for the picture.
+    masks : (K,h,w) float32 at patch resolution; the pixel masks are their bilinear upsampling.
+    impacts : (T,K) float32, ``s_k`` of eq. 2 (or of the estimator chosen).
+    coverage : (H,W) float32 in [0, 1], ρ of section 3.4.
+    timings : seconds by stage; in packed jobs, this picture's share of the shared batches.
+    settings : the settings in force.
+    provenance : model, engine, device and versions.
+    original : the picture as a person sees it.
+    box : (left, top, right, bottom), what the model saw of `original`, in its pixels.
+    """
+
+    saliency: FloatArray
+    targets: tuple[int, ...]
+    target_names: tuple[str, ...]
+    probabilities: FloatArray
+    masks: FloatArray
+    impacts: FloatArray
+    coverage: FloatArray
+    timings: Mapping[str, float]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, str]
+    original: Image.Image = field(repr=False)
+    box: tuple[float, float, float, float] = field(repr=False)
+
+    def heatmap(self, i: int = 0) -> FloatArray:
+        """(H,W) float32: the saliency of target `i`, min-max normalised to [0, 1].
+
+        A flat map is 0 everywhere.
+        """
+        values = self.saliency[i]
+        least, greatest = values.min(), values.max()
+        span = greatest - least
+        if span <= FLAT_RTOL * max(abs(least), abs(greatest)):
+            return np.zeros_like(values)
+        return np.asarray((values - least) / span, dtype=np.float32)
+
+    def overlay(self, i: int = 0, *, strength: float = 0.8, caption: bool = False) -> Image.Image:
+        """The heatmap of target `i` over the original picture, crop and resize undone.
+
+        Parameters
+        ----------
+        i : place in `targets`.
+        strength : in [0, 1], how strongly the colours cover the picture.
+        caption : add a strip below the picture with the class and its probability.
+
+        Returns
+        -------
+        An RGB image of the original's size, or a little taller with a caption. What the model did
+        not see (outside the crop) has no colour and is dimmed.
+        """
+        picture = overlay(self.original, self.heatmap(i), self.box, strength)
+        return add_caption(picture, self.title(i)) if caption else picture
+
+    def title(self, i: int = 0) -> str:
+        """The class of target `i` and its probability."""
+        return f"{self.target_names[i]}  {self.probabilities[self.targets[i]]:.1%}"
+
+    def figure(self, i: int = 0, *, masks: int = 6) -> Figure:
+        """A figure: picture, saliency, coverage, and the strongest `masks` masks by impact.
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib (extra ``plot``).
+        """
+        from vitcx.runtime.pictures.figure import draw_figure
+
+        return draw_figure(self, i, masks)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, as `save` writes them."""
+        return {
+            "saliency": self.saliency,
+            "targets": np.asarray(self.targets, dtype=np.int64),
+            "probabilities": self.probabilities,
+            "masks": self.masks,
+            "impacts": self.impacts,
+            "coverage": self.coverage,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What is not an array, ready for JSON."""
+        return {
+            "targets": [
+                {
+                    "index": index,
+                    "name": name,
+                    "probability": float(self.probabilities[index]),
+                    "mean_impact": float(self.impacts[i].mean()) if self.impacts.size else 0.0,
+                    "peak_xy": self.peak(i),
+                }
+                for i, (index, name) in enumerate(zip(self.targets, self.target_names, strict=True))
+            ],
+            "masks": len(self.masks),
+            "seen_box": [round(float(edge), 3) for edge in self.box],
+            "settings": dict(self.settings),
+            "timings": {stage: round(seconds, 6) for stage, seconds in self.timings.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    def peak(self, i: int = 0) -> tuple[float, float]:
+        """(x, y) of the highest saliency of target `i`, in pixels of the original picture."""
+        height, width = self.saliency.shape[1:]
+        row, column = divmod(int(self.saliency[i].argmax()), width)
+        left, top, right, bottom = self.box
+        x = left + (column + 0.5) * (right - left) / width
+        y = top + (row + 0.5) * (bottom - top) / height
+        return round(x, 2), round(y, 2)
+
+    def save(self, folder: str | Path, stem: str, *, figure: bool = False) -> dict[str, Path]:
+        """Write ``STEM.png`` (overlay), ``STEM.npz`` (arrays) and ``STEM.json`` (the rest).
+
+        With several targets the overlays after the first are ``STEM.CLASS_INDEX.png``. Each file
+        appears whole or not at all, the JSON last.
+
+        Returns
+        -------
+        the paths written, by kind.
+        """
+        folder = Path(folder)
+        written: dict[str, Path] = {}
+        for i, index in enumerate(self.targets):
+            kind = "overlay" if i == 0 else f"overlay_{index}"
+            written[kind] = folder / (f"{stem}.png" if i == 0 else f"{stem}.{index}.png")
+            with replacing(written[kind]) as path:
+                self.overlay(i, caption=True).save(path)
+        if figure:
+            written["figure"] = folder / f"{stem}.figure.png"
+            drawing = self.figure()
+            with replacing(written["figure"]) as path:
+                drawing.savefig(path, dpi=110)
+        written["arrays"] = folder / f"{stem}.npz"
+        with replacing(written["arrays"]) as path, path.open("wb") as file:
+            np.savez_compressed(file, **self.arrays())  # type: ignore[arg-type]
+        written["summary"] = folder / f"{stem}.json"
+        with replacing(written["summary"]) as path:
+            text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+        return written

@@ -1,0 +1,1 @@
+"""The steps of the method, from patch embeddings to the map."""

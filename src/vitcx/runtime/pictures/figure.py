@@ -1,0 +1,74 @@
+"""The second figure: what was seen, which masks mattered, how often each pixel was covered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcx.kernels.host.upsampling import upsample
+from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.pictures.colormap import color_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vitcx.runtime.explanation import Explanation
+
+
+def draw_figure(explanation: Explanation, target: int, count: int) -> Figure:
+    """Picture, saliency and coverage above; below, the `count` masks with the highest impacts.
+
+    Masks are drawn as what they let through: the picture times the mask.
+    """
+    try:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("the figure", "matplotlib", "plot") from None
+    colors = ListedColormap(color_table() / 255.0)
+    size = explanation.coverage.shape
+    seen = explanation.original.transform(
+        (size[1], size[0]),
+        _extent(),
+        explanation.box,
+    )
+    impacts = explanation.impacts[target]
+    strongest = np.argsort(-impacts, kind="stable")[:count]
+    columns = max(3, len(strongest))
+    figure = Figure(figsize=(2.3 * columns, 5.4), layout="constrained")
+    grid = figure.add_gridspec(2, columns)
+    top = figure.add_subfigure(grid[0, :]).subplots(1, 3)
+    _show(top[0], seen, explanation.title(target))
+    shown = top[1].imshow(explanation.saliency[target], cmap=colors)
+    _finish(top[1], "saliency (mean impact of covering masks)")
+    figure.colorbar(shown, ax=top[1], fraction=0.046)
+    shown = top[2].imshow(explanation.coverage, cmap="gray", vmin=0, vmax=1)
+    _finish(top[2], f"pixel coverage by {len(explanation.masks)} masks")
+    figure.colorbar(shown, ax=top[2], fraction=0.046)
+    if len(strongest):
+        bottom = figure.add_subfigure(grid[1, :])
+        bottom.suptitle("masks of the greatest impact")
+        pixels = np.asarray(seen, dtype=np.float32) / 255
+        for axes, k in zip(
+            np.atleast_1d(bottom.subplots(1, len(strongest))), strongest, strict=True
+        ):
+            mask = np.clip(upsample(explanation.masks[k], (size[0], size[1])), 0, 1)
+            _show(axes, pixels * mask[..., None], f"mask {k}: {impacts[k]:.3f}")
+    return figure
+
+
+def _extent() -> Any:
+    from PIL import Image
+
+    return Image.Transform.EXTENT
+
+
+def _show(axes: Any, image: Any, title: str) -> None:
+    axes.imshow(image)
+    _finish(axes, title)
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()

@@ -1,0 +1,1 @@
+"""What runs when: pictures on their way, packed into batches."""

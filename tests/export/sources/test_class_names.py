@@ -1,0 +1,86 @@
+"""Names of classes: from files, from timm's label sets, or numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.export import tiny
+from vitcx.export.sources.class_names import (
+    read_class_names,
+    resolve_class_names,
+    shortest_distinct,
+)
+from vitcx.export.sources.timm_import import import_timm
+from vitcx.runtime.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text", ["cat\ndog, hound\n\n", '["cat", "dog, hound"]', "\ufeffcat\r\n dog, hound"]
+)
+def test_files(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_class_names(path) == ("cat", "dog, hound")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold names"),
+        (b"[]", "must hold names"),
+        (b'["a", 1]', "must hold names"),
+        (b'["a",', "not one"),
+        (b"\xff\xfe\xff", "cannot read class names"),
+        (None, "cannot read class names"),
+    ],
+)
+def test_files_that_cannot_be_used(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_class_names(path)
+
+
+def test_imagenet_names_are_short_and_distinct() -> None:
+    model = import_timm().create_model("test_vit")
+    names = resolve_class_names(None, model, 1000)
+    assert names[:3] == ("tench", "goldfish", "great white shark")
+    assert len(set(names)) == 1000
+    assert [n for n in names if n.startswith("crane")] == [
+        "crane (large long-necked wading bird of marshes and plains in many parts of the world)",
+        "crane (lifts and moves heavy objects)",
+    ]
+
+
+def test_other_counts_are_numbered() -> None:
+    names = tuple(f"class {i}" for i in range(tiny.CLASSES))
+    assert resolve_class_names(None, tiny.make("vit"), tiny.CLASSES) == names
+
+
+def test_names_that_the_model_brings() -> None:
+    model = tiny.make("vit")
+    model.pretrained_cfg.update(
+        num_classes=2, label_names=["n1", "n2"], label_descriptions={"n1": "owl"}
+    )
+    assert resolve_class_names(None, model, 2) == ("owl", "n2")
+
+
+def test_given_names_must_be_as_many_as_the_classes() -> None:
+    assert resolve_class_names(["a", "b"], tiny.make("vit"), 2) == ("a", "b")
+    with pytest.raises(InputError, match="3 class names for 2 classes"):
+        resolve_class_names(["a", "b", "c"], tiny.make("vit"), 2)
+
+
+def test_more_is_said_only_where_needed() -> None:
+    synonyms = ["owl, bird", "suit, swimsuit", "suit, dress", "crane", "crane"]
+    details = ["flies", "wet", "dry", "a bird", "a machine"]
+    assert shortest_distinct(synonyms, details) == (
+        "owl",
+        "suit, swimsuit",
+        "suit, dress",
+        "crane (a bird)",
+        "crane (a machine)",
+    )

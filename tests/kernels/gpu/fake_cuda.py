@@ -1,0 +1,353 @@
+"""A stand-in for `cuda.core` whose device memory is host memory.
+
+Launching a kernel runs its device logic through the g++ shim, so the binding's argument order,
+element types and grids are tested for what they compute. Every name and parameter here exists in
+the real package: test_fake_is_honest compares the signatures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import time
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+
+from tests.kernels.conftest import CUDA_SOURCES
+
+_KERNEL = re.compile(r"__launch_bounds__\((\d+)\)\s*(\w+)\(([^)]*)\)")
+
+
+def kernel_parameters():
+    """{kernel: (largest block, [is_pointer, ...])}, read from the sources."""
+    found = {}
+    for path in sorted(CUDA_SOURCES.glob("*.cu")):
+        for bound, name, parameters in _KERNEL.findall(path.read_text().replace("\\\n", "\n")):
+            found[name] = (int(bound), ["*" in p for p in parameters.split(",")])
+    macro = found.pop("NAME")
+    for dtype in ("float32", "float16", "bfloat16"):
+        found[f"vitcx_blend_{dtype}"] = macro
+    return found
+
+
+class FakeDriverError(Exception):
+    """As `cuda.core`'s CUDAError."""
+
+
+_CREATED = []  # streams, since `install`
+_STREAMS = weakref.WeakValueDictionary()
+
+
+class Stream:
+    """Records what is asked of it. What is queued runs at once, or is captured."""
+
+    _next = 0x1000
+
+    def __init__(self, handle=None):
+        if handle is None:
+            Stream._next += 0x10
+            handle = Stream._next
+        self.handle = handle
+        self.is_closed = False
+        self.waits = []
+        self.captured = None  # the work of the graph being recorded
+        _STREAMS[handle] = self
+
+    @staticmethod
+    def from_handle(handle):
+        return Stream(handle)
+
+    def wait(self, event_or_stream):
+        self.waits.append(int(event_or_stream.handle))
+
+    def record(self, event=None, options=None):
+        return Event(timed=options is not None and options.timing_enabled)
+
+    def sync(self):
+        if self.captured is not None:
+            raise FakeDriverError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+
+    def close(self):
+        if self.is_closed:
+            raise FakeDriverError("closed twice")
+        self.is_closed = True
+
+    def create_graph_builder(self):
+        return GraphBuilder(self)
+
+
+def queue(handle, work):
+    """What another stand-in queues on the stream at `handle`: it runs now, or is captured."""
+    stream = _STREAMS[handle]
+    assert not stream.is_closed
+    if stream.captured is None:
+        work()
+    else:
+        stream.captured.append(work)
+
+
+def is_capturing(handle):
+    return _STREAMS[handle].captured is not None
+
+
+class Event:
+    handle = 0x77
+
+    def __init__(self, timed=False):
+        self._seconds = time.perf_counter() if timed else None
+
+    def sync(self):
+        pass
+
+    def __sub__(self, other):
+        """Milliseconds."""
+        if self._seconds is None or other._seconds is None:
+            raise RuntimeError("both Events must be created with timing enabled")
+        return 1000 * (self._seconds - other._seconds)
+
+
+class EventOptions:
+    def __init__(self, timing_enabled=False):
+        self.timing_enabled = timing_enabled
+
+
+class Graph:
+    refusal = None  # what a launch raises
+
+    def __init__(self, work):
+        self.work = work
+        self.launches = 0
+        self.is_closed = False
+
+    def launch(self, stream):
+        assert not self.is_closed
+        if Graph.refusal is not None:
+            raise FakeDriverError(Graph.refusal)
+        self.launches += 1
+        for piece in self.work:
+            piece()
+
+    def close(self):
+        self.is_closed = True
+
+
+class GraphBuilder:
+    def __init__(self, stream):
+        self.stream = stream
+        self.state = "new"
+
+    def begin_building(self, mode="relaxed"):
+        assert self.state == "new"
+        self.state = "building"
+        self.stream.captured = []
+        return self
+
+    def end_building(self):
+        assert self.state == "building"
+        self.state = "ended"
+        self._work, self.stream.captured = self.stream.captured, None
+        return self
+
+    def complete(self, options=None):
+        assert self.state == "ended"
+        return Graph(self._work)
+
+    def close(self):
+        self.state = "closed"
+        self.stream.captured = None
+
+
+class Buffer:
+    """Host memory with a device's face."""
+
+    live = 0  # owned buffers not yet freed
+    live_device_bytes = 0
+
+    def __init__(self, handle, size, owner=None, memory=None, on_device=False):
+        self.handle, self.size, self.owner, self._memory = handle, size, owner, memory
+        self.is_closed = False
+        self._device_bytes = size if on_device else 0
+        Buffer.live += memory is not None
+        Buffer.live_device_bytes += self._device_bytes
+
+    @staticmethod
+    def from_handle(ptr, size, mr=None, owner=None, *, stream=None):
+        return Buffer(ptr, size, owner)
+
+    def close(self, stream=None):
+        if self.is_closed:
+            raise FakeDriverError("closed twice")
+        self.is_closed = True
+        Buffer.live -= self._memory is not None
+        Buffer.live_device_bytes -= self._device_bytes
+
+    def fill(self, value, *, stream):
+        assert not self.is_closed
+        ctypes.memset(self.handle, value, self.size)
+
+    def copy_from(self, src, *, stream, options=None):
+        assert src.size == self.size, "cuda.core copies whole buffers"
+        assert not self.is_closed
+        assert not src.is_closed
+        ctypes.memmove(self.handle, src.handle, self.size)
+
+
+def owned_buffer(size, on_device=False):
+    memory = np.full(size + 512, 0xAB, np.uint8)  # not zeros: fresh device memory is not
+    start = memory.ctypes.data
+    return Buffer(start + -start % 256, size, memory=memory, on_device=on_device)
+
+
+class LegacyPinnedMemoryResource:
+    def allocate(self, size, *, stream=None):
+        return owned_buffer(size)
+
+
+class Device:
+    device_id = 0
+    name = "Fake GPU"
+    arch = "90"
+    properties = SimpleNamespace(multiprocessor_count=4)
+    memory_bytes = None  # None has no limit
+
+    def __init__(self, device_id=None):
+        if device_id not in (0, None):
+            raise FakeDriverError(f"device {device_id} does not exist\nsecond line")
+
+    def set_current(self, ctx=None):
+        pass
+
+    def create_stream(self, obj=None, options=None):
+        stream = Stream()
+        _CREATED.append(stream)
+        return stream
+
+    def allocate(self, size, *, stream):
+        limit = Device.memory_bytes
+        if limit is not None and Buffer.live_device_bytes + size > limit:
+            raise FakeDriverError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed\nmore")
+        return owned_buffer(size, on_device=True)
+
+
+class LaunchConfig:
+    def __init__(self, grid=None, cluster=None, block=None, shmem_size=None):
+        self.grid, self.block = grid, block
+
+
+class ObjectCode:
+    @staticmethod
+    def from_cubin(module, *, name="", symbol_mapping=None):
+        assert isinstance(module, bytes)
+        return ObjectCode()
+
+    def get_kernel(self, name):
+        return SimpleNamespace(
+            name=name,
+            occupancy=SimpleNamespace(
+                max_active_blocks_per_multiprocessor=lambda block_size, shared: 4
+            ),
+        )
+
+
+def install(monkeypatch, shim):
+    """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
+    from vitcx.kernels.gpu import arrays, gpu, gpu_kernels, streams
+
+    fake = FakeCore(shim)
+
+    def module(name="cuda.core"):
+        assert name == "cuda.core"
+        return fake
+
+    for user in (arrays, gpu, gpu_kernels, streams):
+        monkeypatch.setattr(user, "cuda_module", module)
+    monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
+    Buffer.live = Buffer.live_device_bytes = 0
+    _CREATED.clear()
+    return fake
+
+
+class FakeCore:
+    """The module. `shim` runs the kernels; `launches` lists (kernel, grid, block).
+
+    `streams` are those that devices have created.
+    """
+
+    def __init__(self, shim):
+        self._shim = shim
+        self._parameters = kernel_parameters()
+        self.launches = []
+        self.streams = _CREATED
+        self.LEGACY_DEFAULT_STREAM = Stream(1)
+        self.PER_THREAD_DEFAULT_STREAM = Stream(2)
+        for kind in (
+            Stream,
+            Buffer,
+            Device,
+            EventOptions,
+            LaunchConfig,
+            LegacyPinnedMemoryResource,
+            ObjectCode,
+        ):
+            setattr(self, kind.__name__, kind)
+
+    def launch(self, stream, config, kernel, *kernel_args):
+        bound, pointers = self._parameters[kernel.name]
+        assert config.block <= bound
+        assert len(kernel_args) == len(pointers)
+        for value, is_pointer in zip(kernel_args, pointers, strict=True):
+            # A Python int goes over as 8 bytes, a NumPy scalar as its own size.
+            assert isinstance(value, int if is_pointer else np.int32), (kernel.name, kernel_args)
+        self.launches.append((kernel.name, config.grid, config.block))
+        # Arguments arrive as the launcher's, in the kernel's order.
+        arguments = [
+            ctypes.c_void_p(v) if p else int(v) for v, p in zip(kernel_args, pointers, strict=True)
+        ]
+        getattr(self, f"_{kernel.name.removeprefix('vitcx_')}")(config, arguments)
+
+    def _covers(self, config, items):
+        """The grid's x covers `items` threads, with less than a block to spare."""
+        threads = config.grid[0] * config.block
+        assert items <= threads < items + config.block
+
+    def _blend(self, config, a, dtype, per_store):
+        _, _, _, _, jobs, channels, height, width, _, _ = a
+        self._covers(config, -(-width // per_store) * height)
+        assert config.grid[1] == jobs
+        assert 1 <= config.grid[2] <= channels
+        self._shim("blend_arguments", *a, dtype)
+
+    def _blend_float32(self, config, a):
+        self._blend(config, a, 0, 4)
+
+    def _blend_float16(self, config, a):
+        self._blend(config, a, 1, 8)
+
+    def _blend_bfloat16(self, config, a):
+        self._blend(config, a, 2, 8)
+
+    def _normalise(self, config, a):
+        self._shim("normalise", *a[:3], config.grid[0], *a[3:])
+
+    def _gram_apply(self, config, a):
+        self._covers(config, a[4] * a[5] * a[6])
+        self._shim("gram_apply", *a)
+
+    def _cosine_distance(self, config, a):
+        self._covers(config, a[2])
+        assert config.grid[1] == a[2] - 1
+        self._shim("cosine_distance", *a)
+
+    def _cluster_masks(self, config, a):
+        self._shim("cluster_masks", *a[:4], config.grid[0], *a[4:])
+
+    def _weighted_masks(self, config, a):
+        self._covers(config, a[5])
+        assert config.grid[1] == a[3] + 1
+        self._shim("weighted_masks", *a)
+
+    def _saliency(self, config, a):
+        self._covers(config, a[6] * a[7])
+        self._shim("saliency", *a)

@@ -1,0 +1,227 @@
+"""On a GPU: what the rest of tests/kernels proves about the device logic, proved of the device.
+
+Never ran on hardware so far (docs/gpu-notes.md); test_emulated_driver.py runs them on an emulated
+driver. Run: pytest -m gpu tests/kernels
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import squareform
+
+from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.gpu.arrays import DeviceArray, accept
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.gpu.driver import find_driver
+from vitcx.kernels.gpu.launches import GpuKernels
+from vitcx.kernels.gpu.operations import Blender, MaskSpace
+from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.noise import NoiseCache
+from vitcx.runtime.method.aggregation import aggregate
+from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
+
+pytestmark = pytest.mark.gpu
+
+BLEND_TOLERANCE = 2e-6  # as on the CPU, in test_blend
+RELATIVE = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@pytest.fixture(scope="module")
+def device():
+    try:
+        return Gpu()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def kernels(device, tmp_path_factory):
+    return GpuKernels(device, tmp_path_factory.mktemp("cubins"))
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((224, 224), (14, 14)), ((15, 13), (4, 3)), ((9, 12), (3, 3)), ((5, 7), (8, 9))],
+)
+def test_blend_is_the_twin(device, kernels, size, grid, scale, dtype):
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(2, 3, *size)).astype(np.float32)
+    masks = generator.random((6, *grid), dtype=np.float32)
+    jobs = [
+        Job(i % 2, i, i, 2**40, scale, (4 * i, 4 * i + 1, 4 * i + 2, SKIP if i == 3 else 4 * i + 3))
+        for i in range(6)
+    ]
+    expected = np.zeros((24, 3, *size), np.float32)
+    blend(images, masks, jobs, expected, NoiseCache())
+    held = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
+        out = device.upload(np.zeros(expected.shape, held), stream)
+        for _ in range(2):
+            blender.blend(list(images), list(masks), jobs, out, dtype)
+        result = device.download(out, stream)
+        out.close()
+    if dtype == "bfloat16":
+        result = (result.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_allclose(result, expected, rtol=RELATIVE[dtype], atol=BLEND_TOLERANCE)
+
+
+def test_batches_one_behind_the_other_do_not_mix(device, kernels):
+    """The second one's images go up through the memory that the first one's are still leaving."""
+    generator = np.random.default_rng(4)
+    masks = list(generator.random((2, 3, 3), dtype=np.float32))
+    jobs = [Job(0, i, i, 5, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(2)]
+    batches = [generator.normal(size=(1, 3, 96, 96)).astype(np.float32) for _ in range(6)]
+    with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
+        outs = [device.zeros((2, 3, 96, 96), np.float32, stream) for _ in batches]
+        for images, out in zip(batches, outs, strict=True):
+            blender.blend(list(images), masks, jobs, out)
+        found = [device.download(out, stream) for out in outs]
+        for out in outs:
+            out.close()
+    for images, ours in zip(batches, found, strict=True):
+        expected = np.zeros((2, 3, 96, 96), np.float32)
+        blend(images, masks, jobs, expected, NoiseCache())
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=BLEND_TOLERANCE)
+
+
+def test_masks_and_maps(device, kernels):
+    grid, size = (14, 14), (224, 224)
+    generator = np.random.default_rng(1)
+    embedding = generator.normal(size=(192, *grid)).astype(np.float32)
+    embedding[4] = 3
+    labels = np.arange(192) % 20
+    labels[4] = -1
+    expected = vit_masks(embedding, size)
+    with device.new_stream() as stream:
+        try:
+            space = MaskSpace(device, kernels, stream, grid, size)
+        except DeviceError as error:
+            pytest.skip(str(error))
+        with space:
+            masks, kept, condensed = space.distances(device.upload(embedding, stream))
+            assert np.flatnonzero(~kept).tolist() == [4]
+            distances = squareform(condensed)[np.ix_(kept, kept)]
+            np.testing.assert_allclose(distances, cosine_distances(expected, size), atol=5e-6)
+            merged = space.merge(masks, labels, "renormalised")
+            clusters = merge_masks(expected, labels[kept], size, "renormalised")
+            np.testing.assert_allclose(device.download(merged, stream), clusters, atol=1e-5)
+            impacts = generator.normal(size=(5, 20)).astype(np.float32)
+            saliency, coverage = space.saliency(merged, impacts)
+            for found, wanted in zip(
+                (saliency, coverage),
+                aggregate(clusters, impacts, size, correct_coverage=True),
+                strict=True,
+            ):
+                np.testing.assert_allclose(device.download(found, stream), wanted, atol=4e-5)
+
+
+class OnlyDlpack:
+    """Somebody's array, who knows DLPack and nothing else."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+    def __dlpack__(self, **how):
+        return self._array.__dlpack__(**how)
+
+
+class OnlyInterface:
+    def __init__(self, array):
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+@pytest.mark.parametrize("lent", [OnlyDlpack, OnlyInterface])
+@pytest.mark.parametrize("shape", [(3, 40, 30), (1, 7), (5,)])
+def test_arrays_on_the_device_are_taken_as_they_are_and_in_order(device, lent, shape):
+    """What the lender's stream has yet to write is there when ours reads it."""
+    values = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    with device.new_stream() as theirs, device.new_stream() as ours, device.new_stream() as first:
+        source = device.upload(values, first)
+        for _ in range(10):
+            array = device.zeros(shape, np.float32, theirs)
+            array.buffer.copy_from(source.buffer, stream=theirs.native)
+            taken = accept(lent(array), ours)
+            assert isinstance(taken, DeviceArray)
+            assert (taken.pointer, taken.shape, taken.dtype) == (array.pointer, shape, np.float32)
+            np.testing.assert_array_equal(device.download(taken, ours), values)
+            taken.close()
+            array.close()
+        source.close()
+
+
+def test_torch_in_and_out_without_a_copy(device):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    with device.new_stream() as stream:
+        tensor = torch.arange(12, dtype=torch.float32, device="cuda").reshape(3, 4)
+        taken = accept(tensor, stream)
+        assert isinstance(taken, DeviceArray)
+        assert taken.pointer == tensor.data_ptr()
+        ours = device.upload(np.arange(6, dtype=np.float32).reshape(2, 3), stream)
+        theirs = torch.from_dlpack(ours)
+        assert theirs.data_ptr() == ours.pointer
+        assert theirs.cpu().numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_cupy_in_without_a_copy(device):
+    cupy = pytest.importorskip("cupy")
+    with device.new_stream() as stream:
+        array = cupy.ones((2, 3), cupy.float32)
+        taken = accept(array, stream)
+        assert isinstance(taken, DeviceArray)
+        assert taken.pointer == array.data.ptr
+
+
+def test_a_graph_of_two_kernels(device, kernels):
+    with device.new_stream() as stream:
+        embedding = np.random.default_rng(2).normal(size=(8, 14, 14)).astype(np.float32)
+        source = device.upload(embedding, stream)
+        masks = device.upload(np.zeros_like(embedding), stream)
+        kept = device.upload(np.zeros(8, np.int32), stream)
+        kernels.normalise(source, masks, kept, (224, 224), stream)  # compiled before recording
+        with device.record_graph(
+            stream, lambda s: kernels.normalise(source, masks, kept, (224, 224), s)
+        ) as graph:
+            graph.launch(stream)
+            result = device.download(masks, stream)
+    np.testing.assert_allclose(result, vit_masks(embedding, (224, 224)), atol=2e-6)
+
+
+def test_the_gil_is_free_while_the_device_works(device):
+    """A second thread goes on counting while `synchronise` waits for queued copies."""
+    core = pytest.importorskip("cuda.core")
+    beats, done = [0], threading.Event()
+
+    def beat():
+        while not done.is_set():
+            beats[0] += 1
+            time.sleep(0.0005)
+
+    size = min(1 << 30, find_driver().gpus[0].memory_bytes // 16)
+    with device.new_stream() as stream:
+        a, b = (device.allocate((size,), np.uint8, stream) for _ in range(2))
+        source, target = (core.Buffer.from_handle(x.pointer, size, owner=x.buffer) for x in (a, b))
+        other = threading.Thread(target=beat)
+        other.start()
+        for _ in range(100):
+            target.copy_from(source, stream=stream.native)
+        before, start = beats[0], time.perf_counter()
+        stream.synchronise()
+        waited, during = time.perf_counter() - start, beats[0] - before
+        done.set()
+        other.join()
+        a.close()
+        b.close()
+    if waited < 0.01:
+        pytest.skip(f"the wait of {waited * 1000:.1f} ms was too short to tell")
+    assert during >= 3

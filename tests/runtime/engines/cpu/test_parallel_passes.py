@@ -1,0 +1,88 @@
+"""Passes side by side give what one pass gives, and use the threads they were given."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
+from vitcx.runtime.engines.cpu import parallel_passes as lanes_module
+from vitcx.runtime.engines.cpu.parallel_passes import LANE_ROWS, Lanes, available_cores
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.explainer import load
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("items", [1, 2, 7])
+def test_the_slices_cover_every_row_once_and_answers_keep_their_order(count, items):
+    with Lanes(count) as lanes:
+        parts = lanes.map(lambda part: list(range(items))[part], items)
+    assert [row for part in parts for row in part] == list(range(items))
+    assert max(map(len, parts)) <= LANE_ROWS
+
+
+def test_every_lane_has_as_many_slices_as_the_others():
+    with Lanes(2) as lanes:
+        lengths = [part.stop - part.start for part in lanes.map(lambda part: part, 14)]
+    assert lengths == [2, 2, 2, 2, 2, 2, 1, 1]
+
+
+def test_two_lanes_work_at_the_same_time():
+    meeting = threading.Barrier(2)
+    with Lanes(2) as lanes:  # one after the other, they would wait here for ever
+        lanes.map(lambda _: meeting.wait(timeout=20), 2 * LANE_ROWS)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_piece_of_work_has_its_turn_on_a_lane(count):
+    with Lanes(count) as lanes:
+        thread = lanes.run(threading.current_thread)
+    assert (thread is threading.current_thread()) == (count == 1)
+
+
+def test_what_a_lane_raises_reaches_the_caller():
+    def fail(part: slice) -> None:
+        raise EngineError(f"row {part.start}")
+
+    with Lanes(2) as lanes, pytest.raises(EngineError, match="row 0"):
+        lanes.map(fail, 4)
+
+
+def test_cores_are_counted_once_each(monkeypatch, tmp_path):
+    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(lanes_module, "_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(lanes_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert available_cores() == 2
+    monkeypatch.setattr(lanes_module, "_TOPOLOGY", tmp_path / "nowhere")
+    assert available_cores() == 3
+
+
+def test_probabilities_and_maps_do_not_depend_on_threads_or_batch_size(tmp_path):
+    write_tiny_bundle(tmp_path)
+    rows = np.random.default_rng(1).standard_normal((9, 3, SIZE, SIZE), dtype=np.float32)
+    answers, maps = [], []
+    for threads, batch_size in ((1, 1), (1, 16), (2, 3), (3, 5), (4, 64), (None, None)):
+        with load(tmp_path, "onnxruntime", threads, batch_size) as explainer:
+            answers.append(explainer.session.predict(rows))
+            maps.append(explainer.explain(random_picture(0)).saliency)
+    # The same sums in another order: float32 rounding of numbers of order 1.
+    for answer, found in zip(answers, maps, strict=True):
+        np.testing.assert_allclose(answer, answers[0], atol=1e-6)
+        np.testing.assert_allclose(found, maps[0], atol=1e-6)
+
+
+def test_a_closed_session_says_so(tmp_path):
+    write_tiny_bundle(tmp_path)
+    explainer = load(tmp_path, "onnxruntime", threads=2)
+    explainer.close()
+    explainer.close()
+    with pytest.raises(EngineError, match="closed"):
+        explainer.explain(random_picture(0))
+    with pytest.raises(EngineError, match="closed"):
+        explainer.session.predict(np.zeros((4, 3, SIZE, SIZE), np.float32))

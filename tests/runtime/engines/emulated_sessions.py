@@ -1,0 +1,128 @@
+"""Explanations on an emulated driver, by the TensorRT session: test_emulated_driver.py runs these.
+
+Beneath the session is the real `cuda.core`; a stand-in for TensorRT queues its passes on the
+streams, which run beside the program. So what a session does not order, goes wrong here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.emulator import emulated_driver
+from tests.runtime.engines.tensorrt import recording_tensorrt
+from tests.tiny_bundle import SIZE, add_encoder, random_picture, write_tiny_bundle
+from vitcx.kernels.gpu.device import Gpu
+from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
+from vitcx.runtime.engines.tensorrt import library as tensorrt_library
+from vitcx.runtime.engines.tensorrt.session import TensorRTSession
+from vitcx.runtime.explainer import Explainer
+
+if "VITCX_EMULATED" not in os.environ:
+    pytest.skip("for the emulated driver", allow_module_level=True)
+
+TOLERANCE = 1e-5  # as in test_tensorrt_session
+PICTURES = 6
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [random_picture(seed) for seed in range(PICTURES)]
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, pictures):
+    with Explainer(bundle, OnnxRuntimeSession(bundle)) as explainer:
+        return list(explainer.explain_many(pictures, targets="top2"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """What a test opens it closes. Memory is freed by the streams, which may take their time."""
+    Gpu()
+    before = emulated_driver.counts()
+    yield
+    tensorrt_library.find_library.cache_clear()
+    end = time.monotonic() + 5
+    while emulated_driver.counts() != before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert emulated_driver.counts() == before
+
+
+def check(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.targets == theirs.targets
+        for name in ("probabilities", "masks", "impacts", "saliency", "coverage"):
+            np.testing.assert_allclose(
+                getattr(ours, name), getattr(theirs, name), rtol=0, atol=TOLERANCE, err_msg=name
+            )
+
+
+@pytest.mark.parametrize(
+    ("flavour", "old"), [("tensorrt", False), ("tensorrt", True), ("tensorrt-rtx", False)]
+)
+def test_explanations_are_those_of_the_cpu_engine(
+    flavour, old, bundle, pictures, expected, monkeypatch, tmp_path
+):
+    record = recording_tensorrt.install(monkeypatch, tmp_path, flavour, old, emulated_driver)
+    with Explainer(bundle, TensorRTSession(bundle, flavour, batch_size=8)) as explainer:
+        check(explainer.explain_many(pictures, targets="top2"), expected)
+        check([explainer.explain(pictures[0], targets="top2")], expected[:1])
+    assert record.passes
+
+
+def test_explainers_on_several_threads_at_once(bundle, pictures, expected, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with (
+        Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        found = pool.map(lambda p: explainer.explain(p, targets="top2"), pictures * 3)
+        check(found, expected * 3)
+
+
+def test_an_encoder_with_a_plan_of_its_own(bundle, pictures, expected, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    two = add_encoder(bundle, bundle)
+    with Explainer(two, TensorRTSession(two, batch_size=8)) as explainer:
+        check(explainer.explain_many(pictures, targets="top2"), expected)
+
+
+def test_a_batch_that_does_not_fit_is_halved(bundle, pictures, expected, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    row = 4 * 3 * SIZE * SIZE
+    emulated_driver.set_memory(16 * row + 4 * row + 60_000)
+    try:
+        with TensorRTSession(bundle, batch_size=64, encode_images=4) as session:
+            assert session.batch_size == 8
+            check(Explainer(bundle, session).explain_many(pictures, targets="top2"), expected)
+    finally:
+        emulated_driver.set_memory(1 << 30)
+
+
+def test_a_picture_that_its_owner_is_still_writing_to_the_device(
+    bundle, pictures, expected, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    gpu = Gpu()
+    with (
+        Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
+        gpu.new_stream() as first,
+        gpu.new_stream() as theirs,
+    ):
+        for picture, wanted in zip(pictures, expected, strict=True):
+            with (
+                gpu.upload(picture, first) as source,
+                gpu.zeros(picture.shape, picture.dtype, theirs) as lent,
+            ):
+                lent.buffer.copy_from(source.buffer, stream=theirs.native)
+                check([explainer.explain(lent, targets="top2")], [wanted])

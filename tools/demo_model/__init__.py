@@ -1,0 +1,1 @@
+"""The training of the embedded model. Not in the wheel."""
