@@ -253,7 +253,9 @@ class ObjectCode:
 
 def install(monkeypatch, shim):
     """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
-    from vitcx.kernels.gpu import arrays, gpu, gpu_kernels, streams
+    from vitcx.kernels.gpu import arrays, streams
+    from vitcx.kernels.gpu import device as gpu
+    from vitcx.kernels.gpu import launches as gpu_kernels
 
     fake = FakeCore(shim)
 

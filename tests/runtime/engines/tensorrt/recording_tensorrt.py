@@ -320,6 +320,6 @@ def install(monkeypatch, tmp_path, flavour="tensorrt", old=False, device=fake_cu
 
     monkeypatch.setattr(tensorrt_plan, "build_plan", build)
     cache = tmp_path / "plans"
-    for user in ("plan_cache", "tensorrt_plan"):
-        monkeypatch.setattr(f"vitcx.runtime.{user}.cache_directory", lambda: cache)
+    for user in ("plan_cache", "plan"):
+        monkeypatch.setattr(f"vitcx.runtime.engines.tensorrt.{user}.cache_directory", lambda: cache)
     return record

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("mypy", reason="needs the extra 'dev'")
 
 SOURCE = Path(__file__).resolve().parents[4] / "src"
-MODULES = sorted((SOURCE / "vitcx" / "runtime").glob("tensorrt_*.py"))
+MODULES = sorted((SOURCE / "vitcx" / "runtime" / "engines" / "tensorrt").glob("*.py"))
 
 # What makes the stubs of 10.13 unreadable: a keyword as a name, a default before none, a variable
 # that hides the type of the same name. And sizes are sequences, without saying so.
