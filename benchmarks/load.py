@@ -1,8 +1,7 @@
-"""Load on a server of our own, on loopback: rate and latency, overload, malformed requests.
+"""Load on a server of our own, on loopback: rate and latency, overload.
 
     python benchmarks/load.py rates --bundle DIR [--pictures 48] [--rounds 3]
     python benchmarks/load.py overload --bundle DIR [--seconds 300]
-    python benchmarks/load.py malformed --bundle DIR [--count 1000]
 
 Every mode starts its own server process on 127.0.0.1, is bounded in count and time, and prints one
 line of JSON last, to be kept in ``benchmarks/results``. ``rates`` measures in turn, within each
@@ -19,7 +18,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -249,91 +247,10 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def malformed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Requests that no client should send: none may end in a 500, a hang or a dead server."""
-    rng = random.Random(0)
-    good = pictures(1)[0]
-    codes: Counter[str] = Counter()
-    start = time.perf_counter()
-    with (
-        serving(arguments.bundle, "--deadline", "20") as (url, _),
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
-    ):
-        model = client.get("v1/classes").json()["model"]
-        paths = ["v1/explain", f"v2/models/{model}/infer", "v1/classes", "metrics", "page.js"]
-        kinds = [
-            "application/json",
-            "multipart/form-data; boundary=b",
-            "multipart/form-data",
-            "image/jpeg",
-            "text/plain",
-            "",
-        ]
-        for _ in range(arguments.count):
-            if time.perf_counter() - start > MOST_SECONDS:
-                break
-            request = {
-                "method": rng.choice(["POST"] * 6 + ["GET", "PUT", "DELETE", "OPTIONS"]),
-                "url": rng.choice(paths[:2] * 4 + paths),
-                "content": damaged(rng, good),
-                "headers": {
-                    "Content-Type": rng.choice(kinds),
-                    "Accept": rng.choice(["*/*", "application/json", "image/png", ";q=x", ""]),
-                },
-            }
-            if rng.random() < 0.1:
-                request["headers"]["Inference-Header-Content-Length"] = rng.choice(
-                    ["-1", "x", "5", "99999999999999999999"]
-                )
-            try:
-                code = str(client.request(**request).status_code)
-            except httpx.TimeoutException:
-                code = "hang"
-            except httpx.HTTPError as error:
-                code = type(error).__name__
-            codes[code] += 1
-        alive = client.get("readyz").status_code == 200
-    return {
-        "mode": "malformed",
-        "answers": dict(sorted(codes.items())),
-        "server_errors": codes["500"] + codes["hang"],
-        "alive_after": alive,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-
-
-def damaged(rng: random.Random, good: bytes) -> bytes:
-    """A body that is wrong in one of many ways."""
-    kind = rng.randrange(6)
-    if kind == 0:
-        return rng.randbytes(rng.randrange(300))
-    if kind == 1:  # a picture cut short or with flipped bytes
-        data = bytearray(good[: rng.randrange(1, len(good))])
-        for _ in range(rng.randrange(20)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        return bytes(data)
-    if kind == 2:
-        values = [None, 1, -1, 1e308, "x", "top999999999", [], {}, [[1]], True, "\ud800" * 3]
-        names = ["image", "targets", "settings", "include", "masks", "strength", "inputs", "id"]
-        return json.dumps({rng.choice(names): rng.choice(values) for _ in range(4)}).encode()
-    if kind == 3:
-        depth = rng.randrange(1, 20000)
-        return b"[" * depth + b"]" * rng.randrange(depth + 1)
-    if kind == 4:
-        shape = [rng.choice([-1, 0, 1, 3, 224, 2**40, "x"]) for _ in range(rng.randrange(5))]
-        dtype = rng.choice(["FP32", "INT64", "BYTES", 7])
-        tensor = {"name": rng.choice(["images", "targets", 3]), "shape": shape, "datatype": dtype}
-        tensor["data"] = rng.choice([[], [1], "x", None, [None]])
-        tensor["parameters"] = rng.choice([{}, {"binary_data_size": 3}, 5])
-        return json.dumps({"inputs": [tensor]}).encode()
-    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    return part[: rng.randrange(len(part) + 1)] + rng.randbytes(20) + b"\r\n--b" + b"--" * kind
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     modes = parser.add_subparsers(dest="mode", required=True)
-    for name, work in (("rates", rates), ("overload", overload), ("malformed", malformed)):
+    for name, work in (("rates", rates), ("overload", overload)):
         mode = modes.add_parser(name)
         mode.set_defaults(work=work)
         mode.add_argument("--bundle", default="demo")
@@ -341,7 +258,6 @@ def main() -> int:
         mode.add_argument("--rounds", type=int, default=3)
         mode.add_argument("--seconds", type=float, default=300)
         mode.add_argument("--queue", type=int, default=16)
-        mode.add_argument("--count", type=int, default=1000)
     arguments = parser.parse_args()
     watchdog = threading.Timer(MOST_SECONDS + 300, lambda: os._exit(3))
     watchdog.daemon = True

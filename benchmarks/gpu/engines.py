@@ -29,10 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.checkout import ROOT
 from benchmarks.gpu.contest import OURS, Pictures, chosen, contenders, contest
 from benchmarks.gpu.operations import operations_of_a_pass
-from benchmarks.gpu.probe import matrix_rates, probe, run_tests
+from benchmarks.gpu.probe import ROOT, matrix_rates, probe, run_tests
 from benchmarks.gpu.report import Report, default_path, line_of
 from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.speed import summary

@@ -1,12 +1,12 @@
 """Everything to prove about the kernels on a GPU, in one command, within ten minutes.
 
-    python benchmarks/gpu/kernels.py
+    python -m benchmarks.gpu.kernels
 
 Probe, parity (the tests marked gpu), time against the byte floor at batch 128 x 3 x 224 x 224,
 memcheck and racecheck, each under its own time limit. What fails is a line in the report and does
-not stop the rest; a JSON file is replaced after every step. The last line is that JSON. The package
-need not be installed. Never ran on hardware so far: see docs/gpu-notes.md. With --workload it only
-launches kernels, for compute-sanitizer to watch.
+not stop the rest; a JSON file is replaced after every step. The last line is that JSON. Never ran
+on hardware so far: see docs/gpu-notes.md. With --workload it only launches kernels, for
+compute-sanitizer to watch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-if __package__ in (None, ""):  # run as a file
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 
@@ -143,7 +140,7 @@ def workload(gpu: Gpu) -> None:
 
 def sanitizer(tool: str) -> dict[str, Any]:
     """compute-sanitizer over every kernel of ours."""
-    watched = [sys.executable, __file__, "--workload"]
+    watched = [sys.executable, "-m", "benchmarks.gpu.kernels", "--workload"]
     return run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *watched], SECONDS)
 
 

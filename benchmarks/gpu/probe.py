@@ -1,6 +1,6 @@
 """What a GPU machine has, and its two ceilings: how fast it copies, and how fast it multiplies.
 
-    python benchmarks/gpu/probe.py
+    python -m benchmarks.gpu.probe
 
 Needs neither the package nor anything that it depends on; the ceilings need torch.
 """
@@ -19,12 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from benchmarks.gpu.checkout import ROOT
 from benchmarks.gpu.report import Report, default_path
 
+ROOT = Path(__file__).resolve().parents[2]
 MATRIX_SIDE = 8192
 COPIED_BYTES = 1 << 30
 TOOLS = ("nvcc", "ncu", "compute-sanitizer", "g++", "cmake")

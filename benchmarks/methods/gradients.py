@@ -1,4 +1,4 @@
-"""Gradient methods, by the libraries that are kept for them: Captum and pytorch-grad-cam."""
+"""Gradient methods: Captum's, and Grad-CAM by its formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitcx.export.graph.embedding import find_site
-from vitcx.export.sources.timm_import import import_timm
 from vitcx.kernels.host.upsampling import upsample
 
 FloatArray = NDArray[np.float32]
@@ -74,22 +73,21 @@ def smooth_grad(module: nn.Module, image: FloatArray, target: int) -> FloatArray
 
 
 def grad_cam(module: nn.Module, image: FloatArray, target: int) -> FloatArray:
-    """Selvaraju et al., "Grad-CAM" (ICCV 2017), on the layer that ViT-CX takes."""
-    import_timm()  # torchvision, which the library imports, may need timm's remedy
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    """Selvaraju et al., "Grad-CAM" (ICCV 2017), on the layer that ViT-CX takes.
 
+    The mean slope of the target's logit over the patches weighs each channel; what is below 0 is
+    cut. At patch resolution, upsampled as every other map here.
+    """
     site = find_site(module)
-    with GradCAM(
-        model=module,
-        target_layers=[module.get_submodule(site.path)],
-        reshape_transform=lambda tokens: site.arrange(tokens),
-    ) as cam:
-        cam(torch.from_numpy(image)[None], targets=[ClassifierOutputTarget(target)])
-        activations = cam.activations_and_grads.activations[0][0]
-        slopes = cam.activations_and_grads.gradients[0][0]
-    # The library upsamples by OpenCV and clips; the same formula at patch resolution, unclipped to
-    # 8 bits, upsampled as every other map here.
+    kept: list[Tensor] = []
+    layer = module.get_submodule(site.path)
+    handle = layer.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    try:
+        logit = module(torch.from_numpy(image)[None])[0, target]
+    finally:
+        handle.remove()
+    (slope,) = torch.autograd.grad(logit, kept)
+    activations, slopes = site.arrange(kept[0])[0], site.arrange(slope)[0]
     weights = slopes.mean(dim=(1, 2), keepdim=True)
     low = (weights * activations).sum(dim=0).clamp(min=0).detach().float().numpy()
     return upsample(np.ascontiguousarray(low), image.shape[1:])

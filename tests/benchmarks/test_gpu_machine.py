@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu import kernels, probe, wheelhouse
-from benchmarks.gpu.checkout import LINKED, link_problems
+from benchmarks.gpu import kernels, probe
 from benchmarks.gpu.mask_counts import threshold_for
 from benchmarks.gpu.report import Report
 from vitcx.runtime.method.clustering import cluster
@@ -60,70 +59,19 @@ def test_a_step_that_fails_is_a_line_in_the_file_and_on_the_terminal(tmp_path, c
     assert "two: ended with 9: last\n" in said
 
 
-# --- the checkout ---------------------------------------------------------------------------------
+# --- what has to be installed ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """The checkout's folders that the benchmarks use, links as links."""
-    for name in (*LINKED, "benchmarks", "src"):
-        shutil.copytree(
-            ROOT / name,
-            tmp_path / name,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "results"),
-        )
-    return tmp_path
-
-
-def import_in(
-    folder, code="import benchmarks.gpu, vitcx.runtime.method.masks as m; print(m.__file__)"
-):
+def run_here(code):
+    environment = {**os.environ, "PYTHONPATH": "src"}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
-
-def test_the_links_survive_a_copy_and_its_package_is_the_one_that_is_used(copy):
-    assert link_problems(copy) == []
-    done = import_in(copy)
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).is_relative_to(copy / "src")
-
-
-@pytest.mark.parametrize("damage", ["followed", "text", "lost", "dangling"])
-def test_a_copy_without_its_links_is_refused_in_one_line(damage, copy):
-    link = copy / "src" / "vitcx" / "runtime"
-    link.unlink()
-    if damage == "followed":
-        shutil.copytree(copy / "runtime", link)
-    elif damage == "text":  # as git writes it where links are off
-        link.write_text("../../runtime")
-    elif damage == "dangling":
-        link.symlink_to("../../elsewhere")
-    done = import_in(copy)
-    if damage == "followed":
-        assert done.returncode == 0, done.stderr
-        return
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert line.startswith(f"'{link}' is ")
-    repair = line.partition("or run  ")[2]
-    subprocess.run(repair, shell=True, check=True)
-    assert import_in(copy).returncode == 0
-
-
-def test_the_scripts_run_as_files_from_anywhere(copy, tmp_path):
-    for name in ("kernels", "probe", "wheelhouse"):
-        done = subprocess.run(
-            [sys.executable, str(copy / "benchmarks" / "gpu" / f"{name}.py"), "--help"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "usage" in done.stdout
 
 
 ONLY = """
@@ -138,14 +86,14 @@ import benchmarks.gpu.engines, benchmarks.gpu.kernels, vitcx.runtime.engines.ten
 """
 
 
-def test_nothing_but_the_wheels_in_the_readme_is_needed():
+def test_nothing_but_the_packages_in_the_readme_is_needed():
     """Beside numpy, which torch's machine has; others are imported where they are used."""
     brought = ["cuda", "numpy", "scipy", "PIL", "platformdirs", "vitcx"]
-    done = import_in(ROOT, ONLY.format(brought=brought))
+    done = run_here(ONLY.format(brought=brought))
     assert done.returncode == 0, done.stderr
     # The test can fail.
     brought.remove("scipy")
-    done = import_in(ROOT, ONLY.format(brought=brought))
+    done = run_here(ONLY.format(brought=brought))
     assert "No module named 'scipy" in done.stderr
 
 
@@ -287,10 +235,3 @@ def test_a_bundle_for_the_older_parser_answers_the_same(tmp_path, family):
     for theirs, ours in zip(*answers, strict=True):
         # Float32's last bits; what float16 rounds, it rounds in other places.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
-
-
-def test_the_readme_names_every_wheel_of_every_step():
-    readme = (ROOT / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8")
-    for names in wheelhouse.STEPS.values():
-        for name in names:
-            assert f"`{name.partition('=')[0]}`" in readme, name
