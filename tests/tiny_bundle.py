@@ -22,27 +22,41 @@ OPSET = 20
 
 def make_manifest(**fields: Any) -> Manifest:
     """A manifest of a float32 model of tests; `fields` are what it says of that model."""
-    return Manifest(
-        layer="norm1",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_fraction=1.0,
-        crop_mode="center",
-        interpolation="bilinear",
-        distance_threshold=0.1,
-        opset=OPSET,
-        precision="fp32",
-        **fields,
-    )
+    defaults: dict[str, Any] = {
+        "layer": "norm1",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "crop_fraction": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+        "distance_threshold": 0.1,
+        "opset": OPSET,
+        "precision": "fp32",
+    }
+    return Manifest(**defaults | fields)
 
 
-def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
-    """Write it to `folder`; needs the module onnx."""
+def write_tiny_bundle(
+    folder: Path,
+    seed: int = 0,
+    *,
+    colours: int = 3,
+    activation: str = "Softmax",
+    **fields: Any,
+) -> Bundle:
+    """Write it to `folder`; needs the module onnx.
+
+    Parameters
+    ----------
+    colours : channels of the input.
+    activation : ONNX operator after the logits.
+    fields : of the manifest, that are not the usual ones.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(seed)
-    kernel = rng.standard_normal((CHANNELS, 3, PATCH, PATCH)).astype(np.float32) / PATCH
+    kernel = rng.standard_normal((CHANNELS, colours, PATCH, PATCH)).astype(np.float32) / PATCH
     head = rng.standard_normal((CHANNELS, CLASSES)).astype(np.float32) * 3
     grid = SIZE // PATCH
     nodes = [
@@ -51,13 +65,13 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
         helper.make_node("GlobalAveragePool", ["active"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["flat"]),
         helper.make_node("MatMul", ["flat", "head"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node(activation, ["logits"], ["probabilities"]),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [value("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [value("images", TensorProto.FLOAT, ["batch", colours, SIZE, SIZE])],
         [
             value("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
             value("embedding", TensorProto.FLOAT, ["batch", CHANNELS, grid, grid]),
@@ -76,6 +90,9 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
         channels=CHANNELS,
         class_names=("ant", "bee", "cat", "dog", "elk"),
         files={"model.onnx": sha256_of(folder / "model.onnx")},
+        mean=(0.5,) * colours,
+        std=(0.25,) * colours,
+        **fields,
     )
     write_manifest(folder, manifest)
     return read_bundle(folder)

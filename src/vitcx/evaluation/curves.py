@@ -1,6 +1,6 @@
 """Deletion and insertion curves and the areas under them (section 4.1).
 
-Pixels are taken in descending order of saliency. The deletion curve is the target's probability
+Pixels are taken in descending order of saliency. The deletion curve is the target's score
 while they are replaced by a canvas; the insertion curve is that while they are put onto the canvas.
 Source: Petsiuk, Das, Saenko, "RISE" (BMVC 2018). The frames of many pictures share the engine's
 batches; the untouched picture and the empty canvas, which both curves visit, are scored once.

@@ -83,6 +83,6 @@ def draw_curves(summary: Summary, path: Path) -> None:
         place.set_xlabel("share of pixels deleted" if side == "deletion" else "share inserted")
         place.set_title(f"{side} ({'lower' if side == 'deletion' else 'higher'} is more faithful)")
         place.legend(fontsize=7, frameon=False)
-    axes[0].set_ylabel("mean probability of the target")
+    axes[0].set_ylabel("mean score of the target")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -1,7 +1,8 @@
 """The bundle: the folder that export makes and the runtime eats.
 
 A bundle is ``model.onnx`` (with its external data, if any) and ``manifest.json``. The graph has one
-input, ``images`` (B,3,H,W), and two outputs, ``probabilities`` (B,C) float32 after the softmax and
+input, ``images`` (B,channels,H,W), and two outputs, ``probabilities`` (B,C) float32 after the
+head's softmax or sigmoid (or scores that are no probabilities: the manifest's ``head`` says so) and
 ``embedding`` (B,D,h,w) float32: channels first, prefix tokens dropped, window partitions undone. So
 the runtime knows nothing of model families.
 
@@ -38,6 +39,25 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ENCODERS = ("fp32", "same")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
+# What the model's head makes of its logits -> the kinds of targets that it has. ``none`` is a model
+# without a classifier: its features are compared, or measured.
+HEADS = {
+    "softmax": ("class",),
+    "sigmoid": ("label",),
+    "binary": ("class",),
+    "regression": ("value",),
+    "none": ("similarity", "norm"),
+}
+# Kind of target -> what its score is. An impact is what the patches of a mask keep of it.
+TARGET_KINDS = {
+    "class": "the probability of the class, of all classes together 1",
+    "label": "the probability of the label, whatever the other labels have",
+    "value": "the value that the model gives, in its own unit",
+    "similarity": "the cosine similarity of the picture's features to a reference picture's",
+    "norm": "the length (Euclidean norm) of the picture's features",
+}
+# Those whose scores are no probabilities.
+SCORE_KINDS = ("value", "similarity", "norm")
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,8 @@ class Manifest:
     model_name, source : the model, and where its weights came from.
     layer, layer_path : which embedding (`LAYERS`), and its module path in the exported model.
     input_size : (H, W) of the model's input.
-    mean, std : per-channel normalisation of RGB values in [0, 1].
+    mean, std : normalisation of values in [0, 1], one for each channel of the input. Three channels
+        are red, green and blue, one is grey; of another number the runtime takes arrays alone.
     crop_fraction : in (0, 1]; the resized picture's share that the crop keeps.
     crop_mode : ``center`` resizes the short side and crops, ``squash`` resizes to the input size.
     interpolation : the resize filter, one of `INTERPOLATIONS`.
@@ -62,6 +83,8 @@ class Manifest:
     parity : figures measured against the framework at export.
     precision_figures : of a reduced precision, measured against fp32 at export (see
         `vitcx.runtime.precision_limits`); empty in fp32.
+    head : one of `HEADS`, how scores come from the model's logits.
+    target_kind : one of `TARGET_KINDS`, what a target is.
     versions : of what made it.
     """
 
@@ -70,8 +93,8 @@ class Manifest:
     layer: str
     layer_path: str
     input_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     crop_fraction: float
     crop_mode: str
     interpolation: str
@@ -85,6 +108,8 @@ class Manifest:
     parity: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     precision_figures: Mapping[str, float] = field(default_factory=dict)
+    head: str = "softmax"
+    target_kind: str = "class"
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -95,6 +120,21 @@ class Manifest:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the graph's input."""
+        return len(self.mean)
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether the output `probabilities` holds such."""
+        return self.target_kind not in SCORE_KINDS
+
+    @property
+    def score_word(self) -> str:
+        """What to call the output in words: ``probability`` or ``score``."""
+        return "probability" if self.scores_are_probabilities else "score"
 
     @property
     def model_sha256(self) -> str:
@@ -178,6 +218,15 @@ def _problems(m: Manifest) -> typing.Iterator[str]:
     ):
         if value not in allowed:
             yield f"{name} is {value!r}, not one of {', '.join(allowed)}"
+    if m.head not in HEADS:
+        yield f"head is {m.head!r}, not one of {', '.join(HEADS)}"
+    elif m.target_kind not in HEADS[m.head]:
+        yield (
+            f"target_kind is {m.target_kind!r}, and the head {m.head} has "
+            f"{' or '.join(HEADS[m.head])}"
+        )
+    if not m.mean or len(m.mean) != len(m.std):
+        yield f"mean {m.mean} and std {m.std} are not one each for a channel"
     if min(m.input_size) < 1 or min(m.grid) < 1 or m.channels < 1:
         yield f"input {m.input_size}, grid {m.grid} and {m.channels} channels must be positive"
     elif m.grid[0] > m.input_size[0] or m.grid[1] > m.input_size[1]:
@@ -188,7 +237,7 @@ def _problems(m: Manifest) -> typing.Iterator[str]:
         yield f"crop_fraction is {m.crop_fraction}, not in (0, 1]"
     if not 0 <= m.distance_threshold <= 1:
         yield f"distance_threshold is {m.distance_threshold}, not in [0, 1]"
-    if not all(map(math.isfinite, (*m.mean, *m.std))) or min(m.std) <= 0:
+    if not all(map(math.isfinite, (*m.mean, *m.std))) or min(m.std, default=0) <= 0:
         yield f"mean {m.mean} and std {m.std} must be finite, std positive"
     if MODEL_NAME not in m.files:
         yield f"files does not list {MODEL_NAME}"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitcx.runtime.bundle import SCORE_KINDS
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.pictures.overlay import add_caption, overlay
 
@@ -35,7 +36,8 @@ class Explanation:
         corrected, it is the cover-weighted mean impact of the masks over a pixel. Higher is more
         evidence; unbounded in principle, within [-1, 2] for eq. 2.
     targets : T class indices; `target_names` are their names.
-    probabilities : (C,) float32, the model's answer for the picture.
+    probabilities : (C,) float32, the model's answer for the picture: probabilities, or scores where
+        `target_kind` says that they are none.
     masks : (K,h,w) float32 at patch resolution; the pixel masks are their bilinear upsampling.
     impacts : (T,K) float32, ``s_k`` of eq. 2 (or of the estimator chosen).
     coverage : (H,W) float32 in [0, 1], ρ of section 3.4.
@@ -44,6 +46,7 @@ class Explanation:
     provenance : model, engine, device and versions.
     original : the picture as a person sees it.
     box : (left, top, right, bottom), what the model saw of `original`, in its pixels.
+    target_kind : what a target is, one of `vitcx.runtime.bundle.TARGET_KINDS`.
     """
 
     saliency: FloatArray
@@ -58,6 +61,17 @@ class Explanation:
     provenance: Mapping[str, str]
     original: Image.Image = field(repr=False)
     box: tuple[float, float, float, float] = field(repr=False)
+    target_kind: str = "class"
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether `probabilities` holds such, or scores of another kind."""
+        return self.target_kind not in SCORE_KINDS
+
+    @property
+    def score_word(self) -> str:
+        """What `summary` calls the score of a target: ``probability`` or ``score``."""
+        return "probability" if self.scores_are_probabilities else "score"
 
     def heatmap(self, i: int = 0) -> FloatArray:
         """(H,W) float32: the saliency of target `i`, min-max normalised to [0, 1].
@@ -78,7 +92,7 @@ class Explanation:
         ----------
         i : place in `targets`.
         strength : in [0, 1], how strongly the colours cover the picture.
-        caption : add a strip below the picture with the class and its probability.
+        caption : add a strip below the picture with the target and its score.
 
         Returns
         -------
@@ -89,8 +103,10 @@ class Explanation:
         return add_caption(picture, self.title(i)) if caption else picture
 
     def title(self, i: int = 0) -> str:
-        """The class of target `i` and its probability."""
-        return f"{self.target_names[i]}  {self.probabilities[self.targets[i]]:.1%}"
+        """The name of target `i` and its probability, or its score as a number."""
+        score = self.probabilities[self.targets[i]]
+        shown = f"{score:.1%}" if self.scores_are_probabilities else f"{score:.4g}"
+        return f"{self.target_names[i]}  {shown}"
 
     def figure(self, i: int = 0, *, masks: int = 6) -> Figure:
         """A figure: picture, saliency, coverage, and the strongest `masks` masks by impact.
@@ -122,12 +138,13 @@ class Explanation:
                 {
                     "index": index,
                     "name": name,
-                    "probability": float(self.probabilities[index]),
+                    self.score_word: float(self.probabilities[index]),
                     "mean_impact": float(self.impacts[i].mean()) if self.impacts.size else 0.0,
                     "peak_xy": self.peak(i),
                 }
                 for i, (index, name) in enumerate(zip(self.targets, self.target_names, strict=True))
             ],
+            "target_kind": self.target_kind,
             "masks": len(self.masks),
             "seen_box": [round(float(edge), 3) for edge in self.box],
             "settings": dict(self.settings),

@@ -64,7 +64,7 @@ def as_json(result: Explanation, asked: Asked) -> dict[str, Any]:
     # Names of classes are not in the explanation for classes that were not targets: indices do.
     order = np.argsort(-result.probabilities, kind="stable")[:5]
     answer["top_classes"] = [
-        {"index": int(i), "probability": float(result.probabilities[i])} for i in order
+        {"index": int(i), result.score_word: float(result.probabilities[i])} for i in order
     ]
     for i, target in enumerate(answer["targets"]):
         target["impacts"] = [round(float(value), 7) for value in result.impacts[i]]

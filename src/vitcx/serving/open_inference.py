@@ -43,13 +43,18 @@ class Call:
 
 def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
     """What a client asks for to learn names, types and shapes; -1 is any."""
+    images = [-1, manifest.input_channels, *manifest.input_size]
     height, width = manifest.input_size
     return {
         "name": name,
         "versions": ["1"],
         "platform": "vitcx",
         "inputs": [
-            {"name": "images", "datatype": "FP32", "shape": [-1, 3, height, width]},
+            {
+                "name": "images",
+                "datatype": "FP32",
+                "shape": images,
+            },
             {"name": "targets", "datatype": "INT64", "shape": [-1]},
         ],
         "outputs": [

@@ -59,10 +59,10 @@ def blend(
 
     Parameters
     ----------
-    images : N of (3,H,W) float32, normalised as the model wants them.
+    images : N of (channels,H,W) float32, normalised as the model wants them.
     masks : K of (h,w) float32 at patch resolution, their upsampled values in [0, 1].
     jobs : no two name the same row.
-    out : (B,3,H,W) float32, written in place.
+    out : (B,channels,H,W) float32, written in place.
     noise : where the normals come from.
     """
     shape = (out.shape[1], out.shape[2], out.shape[3])

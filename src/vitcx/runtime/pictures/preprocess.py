@@ -41,8 +41,9 @@ class Prepared:
 
     Attributes
     ----------
-    pixels : (3,H,W) float32, normalised, C-contiguous.
-    original : the picture as a person sees it, RGB.
+    pixels : (channels,H,W) float32, normalised, C-contiguous.
+    original : the picture as a person sees it, RGB. Of an array that is no picture of one or three
+        channels, its first channels: see `denormalise`.
     box : (left, top, right, bottom), the part of `original` that the model sees, in its pixels;
         not rounded, and it may reach outside where the crop was padded.
     """
@@ -55,8 +56,10 @@ class Prepared:
 def prepare(source: Any, manifest: Manifest) -> Prepared:
     """Make the model's input of a path, a PIL image or an array.
 
-    An (H,W,3) uint8 array is a picture; a (3,H,W) floating array is taken as already normalised and
-    must have the model's size. An array on a GPU is copied to the host.
+    An (H,W,3) uint8 array is a picture; a (channels,H,W) floating array is taken as already
+    normalised and must have the model's size. An array on a GPU is copied to the host. A model of
+    one channel is given a picture's grey values; one of another number than one and three takes
+    floating arrays alone.
 
     Raises
     ------
@@ -67,6 +70,7 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
         array = as_host_array(source)
         if np.issubdtype(array.dtype, np.floating):
             return _from_normalised(array, manifest)
+        _refuse_pictures(manifest)
         picture = from_uint8_array(array)
     else:
         known = isinstance(source, Image.Image | EncodedPicture | str)
@@ -75,7 +79,9 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
                 f"cannot explain a {type(source).__name__}: give a path, a PIL image, an (H,W,3) "
                 "uint8 array or a normalised (3,H,W) float array"
             )
+        _refuse_pictures(manifest)
         picture = read_picture(source)
+    seen = picture.convert("L") if manifest.input_channels == 1 else picture
     resized, left, top = _resized_size(picture.size, manifest)
     height, width = manifest.input_size
     scale_x, scale_y = picture.width / resized[0], picture.height / resized[1]
@@ -89,35 +95,54 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
     if resized[0] * resized[1] > MAX_PIXELS:
         # A very long, thin picture: resize only what the crop keeps. The same pixels up to the
         # rounding of the box, without the gigabytes.
-        crop = picture.resize((width, height), resample, box=box)
+        crop = seen.resize((width, height), resample, box=box)
     else:
-        small = picture.resize(resized, resample)
+        small = seen.resize(resized, resample)
         crop = small.crop((left, top, left + width, top + height))
     return Prepared(normalise(np.asarray(crop), manifest), picture, box)
 
 
 def normalise(rgb: NDArray[np.uint8], manifest: Manifest) -> NDArray[np.float32]:
-    """(H,W,3) uint8 to (3,H,W) float32: ``(rgb / 255 - mean) / std``."""
+    """(H,W,3) or grey (H,W) uint8 to (channels,H,W) float32: ``(rgb / 255 - mean) / std``."""
     mean = np.asarray(manifest.mean, dtype=np.float32)
     std = np.asarray(manifest.std, dtype=np.float32)
-    scaled = (rgb.astype(np.float32) / np.float32(255) - mean) / std
+    values = rgb if rgb.ndim == 3 else rgb[..., None]
+    scaled = (values.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
 def denormalise(pixels: NDArray[np.float32], manifest: Manifest) -> Image.Image:
-    """The picture that a normalised (3,H,W) array shows, clipped to 8 bits."""
+    """The picture that a normalised (channels,H,W) array shows, clipped to 8 bits, as RGB.
+
+    One or two channels: the first, in grey. More: the first three as red, green and blue.
+    """
     mean = np.asarray(manifest.mean, dtype=np.float32)[:, None, None]
     std = np.asarray(manifest.std, dtype=np.float32)[:, None, None]
     rgb = np.clip(np.rint((pixels * std + mean) * 255), 0, 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0)))
+    if len(rgb) < 3:
+        return Image.fromarray(np.ascontiguousarray(rgb[0])).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(rgb[:3].transpose(1, 2, 0)))
+
+
+def _refuse_pictures(manifest: Manifest) -> None:
+    """Refuse a picture for a model whose channels are not those of a picture."""
+    channels = manifest.input_channels
+    if channels not in (1, 3):
+        height, width = manifest.input_size
+        raise InputError(
+            f"this model takes {channels} channels, and a picture has red, green and blue: give "
+            f"normalised ({channels},{height},{width}) float arrays (--input-npy)"
+        )
 
 
 def _from_normalised(array: NDArray[Any], manifest: Manifest) -> Prepared:
+    channels = manifest.input_channels
     height, width = manifest.input_size
-    if array.shape != (3, height, width):
+    if array.shape != (channels, height, width):
+        also = ", or (H,W,3) uint8 pictures of any size" if channels in (1, 3) else ""
         raise InputError(
             f"the float array has shape {array.shape}: this model takes normalised "
-            f"(3,{height},{width}) arrays, or (H,W,3) uint8 pictures of any size"
+            f"({channels},{height},{width}) arrays{also}"
         )
     pixels = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(pixels).all():

@@ -174,6 +174,7 @@ class Steps:
             provenance=self._provenance(),
             original=work.prepared.original,
             box=work.prepared.box,
+            target_kind=self.manifest.target_kind,
         )
 
     def _provenance(self) -> dict[str, str]:

@@ -172,17 +172,19 @@ function through(pixels, map, canvas) {
 function listClasses() {
   const chosen = answer.targets[0].index;
   const shown = answer.top.some((one) => one.index === chosen) ? answer.top
-    : [...answer.top, { index: chosen, probability: answer.targets[0].probability }];
-  at("classes").replaceChildren(...shown.map(({ index, probability }) => {
+    : [...answer.top, answer.targets[0]];
+  at("classes").replaceChildren(...shown.map(({ index, probability, score }) => {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "class";
     button.setAttribute("role", "radio");
     button.setAttribute("aria-checked", String(index === chosen));
-    button.style.setProperty("--share", `${(100 * probability).toFixed(1)}%`);
+    // Scores that are no probabilities (regression, similarity) have no share of a whole.
+    const percent = probability === undefined ? 0 : 100 * probability;
+    button.style.setProperty("--share", `${percent.toFixed(1)}%`);
     const name = document.createElement("span"), share = document.createElement("span");
     name.textContent = button.title = names[index];
-    share.textContent = `${(100 * probability).toFixed(1)} %`;
+    share.textContent = probability === undefined ? score.toPrecision(4) : `${percent.toFixed(1)} %`;
     button.append(name, share);
     button.addEventListener("click", () => explain(index));
     return button;

@@ -50,7 +50,7 @@ class CpuSession(Session):
         self._encoder: Any = None
         self._lane_rows = lane_rows
         self._lanes = Lanes(self.lanes)
-        self._shape = (batch_size, 3, *bundle.manifest.input_size)
+        self._shape = (batch_size, bundle.manifest.input_channels, *bundle.manifest.input_size)
         self._noise = NoiseCache()
         self._local = threading.local()
 

@@ -130,7 +130,7 @@ class BoundGraph(Closing):
             def allocate(*shape: int) -> DeviceArray:
                 return owned.enter_context(gpu.allocate(shape, np.float32, self.stream))
 
-            self.images = allocate(batch_size, 3, *manifest.input_size)
+            self.images = allocate(batch_size, manifest.input_channels, *manifest.input_size)
             self._probabilities = allocate(batch_size, manifest.num_classes)
             self._embedding = allocate(self._encode_images, manifest.channels, *manifest.grid)
             owned.callback(self._forget)

@@ -53,7 +53,7 @@ class _Station(Closing):
     ) -> None:
         self._gpu = gpu
         images = shapes.images(self._profile)[1]
-        self._shape = (images, 3, *manifest.input_size)
+        self._shape = (images, manifest.input_channels, *manifest.input_size)
         doing = f"{library.flavour}: opening a context for {images} images"
         with device_errors(doing):
             self._stream = gpu.new_stream()

@@ -151,12 +151,13 @@ def build_plan(
         attentions = _count_attentions(library, network)
         config = builder.create_builder_config()
         _configure(library, config, bundle, options)
+        channels = bundle.manifest.input_channels
         height, width = bundle.manifest.input_size
         for name in shapes.profiles:
             least, most = shapes.images(name)
             profile = builder.create_optimization_profile()
-            small = trt.Dims4(least, 3, height, width)
-            large = trt.Dims4(most, 3, height, width)
+            small = trt.Dims4(least, channels, height, width)
+            large = trt.Dims4(most, channels, height, width)
             profile.set_shape(INPUT, small, small, large)
             if config.add_optimization_profile(profile) < 0:
                 raise _failure(library, f"refuses batches of {least} to {most}", messages)

@@ -55,7 +55,7 @@ def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes)
         # Raises TypeError where the library cannot start; the log has the reason.
         engine = _given(trt.Runtime(library.logger).deserialize_cuda_engine(plan))
     _check_tensors(trt, engine, manifest)
-    size = (3, *manifest.input_size)
+    size = (manifest.input_channels, *manifest.input_size)
     expected = [[(images, *size) for images in shapes.images(name)] for name in shapes.profiles]
     if engine.num_optimization_profiles != len(expected):
         raise PlanRefused(
@@ -81,7 +81,7 @@ def _check_tensors(trt: Any, engine: trt.ICudaEngine, manifest: Manifest) -> Non
     """Names, directions, element types and all dimensions but the first."""
     inward, outward = trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT
     expected = {
-        INPUT: (inward, (3, *manifest.input_size)),
+        INPUT: (inward, (manifest.input_channels, *manifest.input_size)),
         PROBABILITIES: (outward, (manifest.num_classes,)),
         EMBEDDING: (outward, (manifest.channels, *manifest.grid)),
     }
