@@ -15,8 +15,10 @@ from tests.export import tiny
 from vitcx.export import export_model
 from vitcx.export.graph.to_onnx import _attention_of, write_onnx
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.builder import build_plan
 from vitcx.runtime.engines.tensorrt.library import Library, find_library
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.errors import InputError
 
 TARGETS = ("8.0", "8.9", "12.0")

@@ -11,8 +11,10 @@ from rich.console import Console
 from vitcx.commands.plan import build_and_tell
 from vitcx.export import export_model
 from vitcx.runtime.bundle import ENCODERS, LAYERS, PRECISIONS
-from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, check_capabilities
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.capabilities import check_capabilities
 from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.precision_limits import precision_problem
 

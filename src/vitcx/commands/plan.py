@@ -13,9 +13,10 @@ from rich.progress import TaskID
 from vitcx.commands.progress import progress_bar
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.engines.tensorrt.ahead import AheadPlan, build_ahead, take_plan
-from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE, BuildOptions, Shapes
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.library import FLAVOURS
 from vitcx.runtime.engines.tensorrt.plan import plan_graphs
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
 
 log = logging.getLogger("vitcx")

@@ -10,14 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import re
 from pathlib import Path
 
-import platformdirs
-
+from vitcx.kernels.code_cache import code_folder, read_code, write_code
 from vitcx.kernels.errors import DeviceError, first_line
-from vitcx.kernels.files import replacing
 from vitcx.kernels.gpu.cuda_modules import cuda_module
 
 SOURCE_DIRECTORY = Path(__file__).parents[1] / "cuda"
@@ -27,10 +24,8 @@ UNITS = ("blend", "masks", "aggregate")
 _CACHE_SCHEMA = 1
 # Names of `ProgramOptions`. Warnings are shown by `nvcc` in the tests, errors by NVRTC here.
 _OPTIONS: dict[str, str | bool] = {"std": "c++17"}
-_DIGEST_BYTES = 32
+_WHAT = "compiled kernel"
 _LOCAL_INCLUDE = re.compile(r'^#include "([\w.]+)"\s*$', re.MULTILINE)
-
-_logger = logging.getLogger(__name__)
 
 
 def source_text(unit: str) -> str:
@@ -80,11 +75,11 @@ def cache_key(source: str, arch: str, compiler: str) -> str:
 
 def cache_directory() -> Path:
     """Where cubins are kept: the user's cache directory."""
-    return Path(platformdirs.user_cache_dir("vitcx")) / "kernels"
+    return code_folder("kernels")
 
 
 def cubin(unit: str, arch: str, directory: Path | None = None) -> bytes:
-    """One of `UNITS` compiled for `arch`, from the cache where it is there and intact.
+    """One of `UNITS` compiled for `arch`, from the cache where it is there and can be trusted.
 
     Parameters
     ----------
@@ -100,29 +95,12 @@ def cubin(unit: str, arch: str, directory: Path | None = None) -> bytes:
     source = source_text(unit)
     name = f"{unit}-{arch}-{cache_key(source, arch, compiler_version())}.cubin"
     path = (directory or cache_directory()) / name
-    kept = _read(path)
+    kept = read_code(path, _WHAT)
     if kept is not None:
         return kept
     made = _compile(unit, source, arch)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(made).digest() + made)
-    except OSError as error:
-        _logger.warning("The kernel cache %s cannot be written: %s", path.parent, error)
+    write_code(path, made, _WHAT)
     return made
-
-
-def _read(path: Path) -> bytes | None:
-    """A cubin whose digest is right, else None. Read at once: a file looked for may be gone."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(code).digest() != digest:
-        _logger.warning("The kernel cache entry %s is damaged; compiling again", path)
-        return None
-    return code
 
 
 def _compile(unit: str, source: str, arch: str) -> bytes:

@@ -112,7 +112,7 @@ def probe_cuda() -> EngineStatus:
 
 def probe_tensorrt(flavour: str) -> EngineStatus:
     """TensorRT's own runtime: `flavour` is ``tensorrt`` or ``tensorrt-rtx``."""
-    from vitcx.runtime.engines.tensorrt.builder import why_not_on
+    from vitcx.runtime.engines.tensorrt.capabilities import why_not_on
     from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
 
     problems, driver = _gpu_problems()

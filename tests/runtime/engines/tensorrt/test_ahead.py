@@ -21,9 +21,10 @@ from vitcx.commands import export
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt import plan as tensorrt_plan
 from vitcx.runtime.engines.tensorrt.ahead import note_path
-from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE, BuildOptions, Shapes
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.library import find_library
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, plan_for
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 
 SHAPES = Shapes(encode_images=4, batch_size=4)
 

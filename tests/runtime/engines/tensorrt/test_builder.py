@@ -20,15 +20,12 @@ from tests.tiny_bundle import SIZE, write_tiny_bundle  # noqa: E402
 from vitcx.runtime.bundle import Bundle  # noqa: E402
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library  # noqa: E402
 from vitcx.runtime.engines.tensorrt import plan as tensorrt_plan  # noqa: E402
-from vitcx.runtime.engines.tensorrt.builder import (  # noqa: E402
-    BuildOptions,
-    Shapes,
-    _configure,
-    build_plan,
-    supported_capabilities,
-)
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions  # noqa: E402
+from vitcx.runtime.engines.tensorrt.builder import build_plan  # noqa: E402
+from vitcx.runtime.engines.tensorrt.capabilities import supported_capabilities  # noqa: E402
 from vitcx.runtime.engines.tensorrt.library import Library, find_library  # noqa: E402
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, plan_for  # noqa: E402
+from vitcx.runtime.engines.tensorrt.profiles import Shapes  # noqa: E402
 from vitcx.runtime.errors import (  # noqa: E402
     BundleError,
     EngineError,
@@ -169,16 +166,6 @@ def test_what_the_report_raises_ends_the_build(
     build_plan(library, bundle, SHAPES, ADA)  # the library is none the worse
 
 
-def test_a_library_that_tells_no_progress_builds_all_the_same(
-    library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorRT 8.6 is one."""
-    calls: list[str] = []
-    monkeypatch.delattr(library.module, "IProgressMonitor")
-    assert build_plan(library, bundle, SHAPES, ADA, lambda *step: calls.append(step[0])).plan
-    assert calls == []
-
-
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -194,25 +181,12 @@ class _Error:
     def node_name(self) -> str:
         return f"product_{self._number}"
 
-    def node(self) -> int:
-        return self._number
-
     def desc(self) -> str:
         return "not supported"
 
 
-class _OldError:
-    """As TensorRT 8.6 has it."""
-
-    node, desc, __init__ = _Error.node, _Error.desc, _Error.__init__
-
-
-@pytest.mark.parametrize(
-    ("kind", "first"),
-    [(_Error, "MatMulInteger product_0: not supported"), (_OldError, "node 0: not supported")],
-)
 def test_a_graph_of_unknown_nodes_is_refused_in_a_few_words(
-    kind: type, first: str, library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Parser:
         num_errors = 40
@@ -224,13 +198,13 @@ def test_a_graph_of_unknown_nodes_is_refused_in_a_few_words(
             return False
 
         def get_error(self, index: int) -> Any:
-            return kind(index)
+            return _Error(index)
 
     monkeypatch.setattr(library.module, "OnnxParser", Parser)
     with pytest.raises(BundleError) as caught:
         build_plan(library, bundle, SHAPES, ADA)
     told = str(caught.value)
-    assert f"does not take '{bundle.model_path}': {first};" in told
+    assert f"does not take '{bundle.model_path}': MatMulInteger product_0: not supported;" in told
     assert told.endswith("; and 37 more")
 
 
@@ -295,7 +269,6 @@ def test_settings_out_of_range(make: Any, message: str) -> None:
 def test_it_is_found_once(library: Library) -> None:
     assert find_library("tensorrt-rtx") is library
     assert library.version.count(".") >= 2
-    assert library.networks_have_types
     assert library.network_flags == 0
 
 
@@ -334,16 +307,11 @@ def test_a_library_that_does_not_load_says_why(
 
 
 def test_networks_are_strongly_typed_in_each_versions_way() -> None:
-    flags = SimpleNamespace(EXPLICIT_BATCH=0, STRONGLY_TYPED=1)
+    flags = SimpleNamespace(STRONGLY_TYPED=1)
     module = SimpleNamespace(NetworkDefinitionCreationFlag=flags)
 
-    def of(version: str) -> tuple[bool, int]:
-        library = Library("tensorrt", module, version, None)
-        return library.networks_have_types, library.network_flags
-
-    assert of("11.0.0") == (True, 0)
-    assert of("10.13.0.35") == (True, 2)
-    assert of("8.6.0") == (False, 1)
+    assert Library("tensorrt", module, "11.0.0", None).network_flags == 0
+    assert Library("tensorrt", module, "10.13.0.35", None).network_flags == 2
 
 
 def test_messages_reach_logging_and_whoever_listens(
@@ -414,29 +382,6 @@ def test_the_gpus_own_capability_is_the_target(
     with pytest.raises(EngineError, match=r"does not run on GPUs of .* 9\.0, only on .*8\.9"):
         plan_for(dataclasses.replace(order, gpu_name="NVIDIA H200", compute_capability="9.0"))
     assert len(targets) == 2
-
-
-@pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("fp16", {"FP16", "OBEY"})])
-def test_tensorrt_8_is_told_types_and_that_contexts_share_a_profile(
-    precision: str, flags: set[str], bundle: Bundle
-) -> None:
-    """Without the second, 8.6 ends the process when a second thread's context takes a profile."""
-    told: list[Any] = []
-    config = SimpleNamespace(
-        set_flag=told.append,
-        clear_flag=lambda flag: told.append(f"no {flag}"),
-        set_preview_feature=lambda feature, on: told.append((feature, on)),
-    )
-    module = SimpleNamespace(
-        BuilderFlag=SimpleNamespace(TF32="TF32", FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY"),
-        ProfilingVerbosity=SimpleNamespace(DETAILED=1),
-        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
-    )
-    library = Library("tensorrt", module, "8.6.0", None)
-    manifest = dataclasses.replace(bundle.manifest, precision=precision)
-    _configure(library, config, Bundle(bundle.path, manifest), BuildOptions())
-    assert told.count(("sharing", True)) == 1
-    assert set(told) == {"no TF32", ("sharing", True), *flags}
 
 
 def test_an_error_that_becomes_an_exception_is_none_in_the_log(

@@ -20,8 +20,6 @@ from vitcx.runtime.engines.tensorrt.plan_cache import (
     find,
     get_or_build,
     keep,
-    read_checked,
-    write_checked,
 )
 
 pytest.importorskip("filelock", reason="needs the extra 'rtx' or 'gpu'")
@@ -85,7 +83,7 @@ def test_nobody_else_can_read_or_write_it(folder: Path, build: Builder) -> None:
 def test_the_note_tells_what_the_plan_is_of(folder: Path, build: Builder) -> None:
     get_or_build(KEY, build, folder)
     note = json.loads(plan_file(folder).with_suffix(".json").read_text())
-    assert PlanKey(**note["key"]) == KEY
+    assert PlanKey(**note) == KEY
 
 
 @pytest.mark.parametrize(
@@ -127,19 +125,13 @@ def test_a_plan_that_is_not_what_was_written_is_built_again(
     assert "not the file that was written" in caplog.text
 
 
-@pytest.mark.parametrize("note", ["", "null", "[]", "{}", '{"sha256": 5}', "{", "\xff"])
-def test_a_damaged_note_is_no_proof(note: str, folder: Path, build: Builder) -> None:
+@pytest.mark.parametrize("note", ["", "{}", None])
+def test_the_note_is_for_people_alone(note: str | None, folder: Path, build: Builder) -> None:
     get_or_build(KEY, build, folder)
-    plan_file(folder).with_suffix(".json").write_bytes(note.encode("latin-1"))
+    path = plan_file(folder).with_suffix(".json")
+    path.unlink() if note is None else path.write_text(note)
     assert get_or_build(KEY, build, folder) == PLAN
-    assert build.calls == 2
-
-
-def test_a_plan_without_its_note_is_not_read(folder: Path, build: Builder) -> None:
-    get_or_build(KEY, build, folder)
-    plan_file(folder).with_suffix(".json").unlink()
-    assert get_or_build(KEY, build, folder) == PLAN
-    assert build.calls == 2
+    assert build.calls == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -162,8 +154,7 @@ def test_a_folder_that_others_can_write_is_not_used(
     assert get_or_build(KEY, build, folder) == PLAN
     assert build.calls == 2
     assert "others can write to it" in caplog.text
-    with pytest.raises(OSError, match="cannot be used"):
-        keep(KEY, PLAN, folder)
+    assert not keep(KEY, PLAN, folder)
 
 
 def test_a_cache_that_cannot_be_made_is_no_error(
@@ -172,7 +163,7 @@ def test_a_cache_that_cannot_be_made_is_no_error(
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     assert get_or_build(KEY, build, blocked / "plans") == PLAN
-    assert "nothing will be kept" in caplog.text
+    assert "no plan can be kept" in caplog.text
 
 
 def test_an_error_of_the_build_passes_and_leaves_nothing(folder: Path, build: Builder) -> None:
@@ -256,32 +247,3 @@ def test_a_write_that_ends_half_way_leaves_no_plan_and_is_no_error(folder: Path)
     assert (process.returncode, out) == (0, "done\n"), err
     assert "cannot be written" in err
     assert [file.suffix for file in folder.iterdir()] == [".lock"]
-
-
-# --- timings --------------------------------------------------------------------------------------
-
-
-def test_timings_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "plans" / "timings"
-    assert read_checked(path, "timing cache") == b""
-    write_checked(path, b"how fast", "timing cache")
-    assert read_checked(path, "timing cache") == b"how fast"
-
-
-@pytest.mark.parametrize("damage", [b"", b"short", b"x" * 100])
-def test_damaged_timings_are_left_out(
-    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "timings"
-    write_checked(path, b"how fast", "timing cache")
-    path.write_bytes(damage)
-    assert read_checked(path, "timing cache") == b""
-    assert "starting a new one" in caplog.text
-
-
-def test_timings_that_cannot_be_written_are_no_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    write_checked(tmp_path / "file" / "timings", b"how fast", "timing cache")
-    assert "cannot be written" in caplog.text

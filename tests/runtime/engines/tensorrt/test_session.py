@@ -40,8 +40,10 @@ from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.session import Batch
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt import session as tensorrt_session
-from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.builder import build_plan
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.session import TensorRTSession
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.explainer import Explainer

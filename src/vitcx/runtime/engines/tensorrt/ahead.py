@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitcx.kernels.files import replacing
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.digests import replacing
-from vitcx.runtime.engines.tensorrt.builder import BuildOptions, Shapes, build_plan
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.builder import build_plan
 from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, plan_key
 from vitcx.runtime.engines.tensorrt.plan_cache import PlanKey, keep
 from vitcx.runtime.engines.tensorrt.plan_report import PlanReport
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
 from vitcx.runtime.errors import EngineError, InputError
 
@@ -111,6 +113,8 @@ def take_plan(
         bundle.
     EngineError
         The library that is installed here is not the one that built it.
+    OSError
+        The cache cannot be used: the log says why.
     """
     try:
         text, content = note_path(plan).read_bytes(), plan.read_bytes()
@@ -131,7 +135,8 @@ def take_plan(
     keys = tuple(PlanKey(**values) for values in note["keys"])
     for key in keys:
         _check_key(key, plan, bundle)
-        keep(key, content, directory)
+        if not keep(key, content, directory):
+            raise OSError("the plan is not taken: the cache of plans cannot be used")
     return keys
 
 

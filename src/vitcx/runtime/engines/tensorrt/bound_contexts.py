@@ -21,10 +21,10 @@ from vitcx.kernels.gpu.operations import Blender
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.session import Batch, Scores
-from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import Context
 from vitcx.runtime.engines.tensorrt.library import Library
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitcx.runtime.engines.tensorrt.plan_cache import read_checked, write_checked
+from vitcx.kernels.code_cache import read_code, write_code
 
-_WHAT = "cache of kernels"
+_WHAT = "cache of compiled kernels"
 
 
 class CompiledKernels:
@@ -25,7 +25,7 @@ class CompiledKernels:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content = read_checked(path, _WHAT)
+        self._content = read_code(path, _WHAT) or b""
 
     def begin(self, config: Any) -> Any:
         """A runtime cache with all that there is, set for the context that `config` is of.
@@ -45,4 +45,4 @@ class CompiledKernels:
         """
         if not self._content:
             self._content = bytes(memoryview(cache.serialize()))
-            write_checked(self._path, self._content, _WHAT)
+            write_code(self._path, self._content, _WHAT)

@@ -17,10 +17,10 @@ from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
-from vitcx.runtime.engines.tensorrt.builder import SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
+from vitcx.runtime.engines.tensorrt.profiles import SCORE, Shapes
 from vitcx.runtime.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Context(Closing):
         self._library = library
         self._stream = stream
         self._scratch: DeviceArray | None = None
-        # TensorRT 8 and 10.0 know only the need of all profiles together: there they allocate.
+        # Before 10.1 TensorRT knows only the need of all profiles together: there they allocate.
         size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
         self._native: trt.IExecutionContext | None = None
         with reasons(library, f"cannot open profile {profile}"):

@@ -11,6 +11,7 @@ import enum
 import functools
 import importlib
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,41 @@ _LEVELS = {
 }
 
 
+class Listeners:
+    """Who hears what the library logs. Thread-safe.
+
+    A message goes to whoever listens on the thread that it came on: what a thread calls, it hears
+    of. The library's own threads, such as a builder's, have no listener: all hear those, because
+    nothing says for whom they work.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listening: list[tuple[int, list[Message]]] = []
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[Message]]:
+        """A list that fills with messages until the block ends, and not after."""
+        entry: tuple[int, list[Message]] = (threading.get_ident(), [])
+        with self._lock:
+            self._listening.append(entry)
+        try:
+            yield entry[1]
+        finally:
+            with self._lock:
+                self._listening = [other for other in self._listening if other is not entry]
+
+    def tell(self, message: Message) -> bool:
+        """Pass a message on; whether anybody hears it."""
+        thread = threading.get_ident()
+        with self._lock:
+            own = [messages for owner, messages in self._listening if owner == thread]
+            heard = own or [messages for _, messages in self._listening]
+            for messages in heard:
+                messages.append(message)
+        return bool(heard)
+
+
 @dataclass(frozen=True)
 class Library:
     """One flavour of TensorRT.
@@ -63,25 +99,21 @@ class Library:
     module: Any
     version: str
     logger: Any
-    _heard: list[list[Message]] = field(default_factory=list, repr=False, compare=False)
+    _listeners: Listeners = field(default_factory=Listeners, repr=False, compare=False)
 
     @property
     def major(self) -> int:
         return int(self.version.split(".")[0])
 
     @property
-    def networks_have_types(self) -> bool:
-        """Whether a network's precisions are those of its ONNX file, and nothing else's."""
-        return self.flavour == "tensorrt-rtx" or self.major >= 10
-
-    @property
     def network_flags(self) -> int:
-        """For `Builder.create_network`: strongly typed, in each version's way."""
+        """For `Builder.create_network`: strongly typed, in each version's way.
+
+        A network's precisions are those of its ONNX file, and nothing else's.
+        """
         if self.flavour == "tensorrt-rtx" or self.major >= 11:
             return 0  # every network is
-        flags = self.module.NetworkDefinitionCreationFlag
-        # TensorRT 8 and 9 are told their types by the builder's flags.
-        return 1 << int(flags.STRONGLY_TYPED if self.networks_have_types else flags.EXPLICIT_BATCH)
+        return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[list[Message]]:
@@ -89,15 +121,10 @@ class Library:
 
         An exception that comes out of here is to have the words of the errors, and may be dealt
         with: meanwhile the log has them for those who look for a fault. Where none comes they are
-        errors there. Messages carry no sender: those of other threads that use the library come
-        too.
+        errors there.
         """
-        messages: list[Message] = []
-        self._heard.append(messages)
-        try:
+        with self._listeners.listening() as messages:
             yield messages
-        finally:
-            self._heard[:] = [other for other in self._heard if other is not messages]
         for severity, text in messages:
             if severity <= Severity.ERROR:
                 log.error("%s: %s", self.module.__name__, text)
@@ -133,12 +160,13 @@ def find_library(flavour: str) -> Library:
     # The package of type stubs leaves a folder that imports as an empty module.
     if not hasattr(module, "Builder"):
         raise missing
-    heard: list[list[Message]] = []
-    return Library(flavour, module, str(module.__version__), _logger(module, heard), heard)
+    listeners = Listeners()
+    logger = _logger(module, listeners)
+    return Library(flavour, module, str(module.__version__), logger, listeners)
 
 
-def _logger(module: Any, heard: list[list[Message]]) -> Any:
-    """An `ILogger` of the module that forwards to `logging`, and fills the lists in `heard`."""
+def _logger(module: Any, listeners: Listeners) -> Any:
+    """An `ILogger` of the module that forwards to `logging` and to the listeners."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -150,10 +178,8 @@ def _logger(module: Any, heard: list[list[Message]]) -> Any:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             known = Severity(int(severity))
-            listeners = tuple(heard)
-            level = logging.DEBUG if listeners and known <= Severity.ERROR else _LEVELS[known]
+            heard = listeners.tell((known, msg))
+            level = logging.DEBUG if heard and known <= Severity.ERROR else _LEVELS[known]
             log.log(level, "%s: %s", module.__name__, msg)
-            for messages in listeners:
-                messages.append((known, msg))
 
     return Logger()

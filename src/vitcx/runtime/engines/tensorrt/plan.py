@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.engines.tensorrt.builder import (
-    ENCODE,
-    SCORE,
-    BuildOptions,
-    Shapes,
-    build_plan,
-    supported_capabilities,
-    why_not_on,
-)
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.builder import build_plan
+from vitcx.runtime.engines.tensorrt.capabilities import supported_capabilities, why_not_on
 from vitcx.runtime.engines.tensorrt.library import Library
 from vitcx.runtime.engines.tensorrt.plan_cache import (
     PlanKey,
@@ -25,19 +19,9 @@ from vitcx.runtime.engines.tensorrt.plan_cache import (
     find,
     get_or_build,
 )
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
 from vitcx.runtime.errors import EngineError
-
-__all__ = [
-    "BuildOptions",
-    "PlanOrder",
-    "Shapes",
-    "forget_plan",
-    "kernels_path",
-    "plan_for",
-    "plan_graphs",
-    "plan_key",
-]
 
 log = logging.getLogger("vitcx")
 

@@ -42,12 +42,7 @@ class Watch:
 
 
 def progress_monitor(library: Library, watch: Watch) -> Any:
-    """An `IProgressMonitor` of the library that tells `watch`; keep it while the build runs.
-
-    None for TensorRT 8, which has no such thing.
-    """
-    if not hasattr(library.module, "IProgressMonitor"):
-        return None
+    """An `IProgressMonitor` of the library that tells `watch`; keep it while the build runs."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

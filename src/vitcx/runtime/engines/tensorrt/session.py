@@ -23,19 +23,13 @@ from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.session import Batch, Scores, Session
 from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeStation, ScoreStation
-from vitcx.runtime.engines.tensorrt.builder import ENCODE, SCORE
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
 from vitcx.runtime.engines.tensorrt.context_pool import Stations
 from vitcx.runtime.engines.tensorrt.library import find_library
-from vitcx.runtime.engines.tensorrt.plan import (
-    BuildOptions,
-    PlanOrder,
-    Shapes,
-    forget_plan,
-    kernels_path,
-    plan_for,
-)
+from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, kernels_path, plan_for
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 from vitcx.runtime.errors import EngineError
 
 if TYPE_CHECKING:
