@@ -24,6 +24,7 @@ class KnownSession(Session):
     device = "none"
 
     def __init__(self, batch_size=16, side=SIDE):
+        super().__init__()
         self.batch_size = batch_size
         rng = np.random.default_rng(3)
         self.weights = rng.normal(size=(CLASSES, 3 * side * side)).astype(np.float32) / side
@@ -31,23 +32,23 @@ class KnownSession(Session):
         self.sizes = []
         self.noise = NoiseCache()
 
-    def predict(self, images):
+    def _predict(self, images):
         self.sizes.append(len(images))
         scores = images.reshape(len(images), -1) @ self.weights.T
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    def encode(self, images):
+    def _encode(self, images):
         cell = images.shape[2] // GRID
         blocks = images.reshape(len(images), 3, GRID, cell, GRID, cell).mean(axis=(3, 5))
-        return self.predict(images), np.einsum("dc,nchw->ndhw", self.mix, blocks)
+        return self._predict(images), np.einsum("dc,nchw->ndhw", self.mix, blocks)
 
-    def score(self, batch):
+    def _score(self, batch):
         rows = np.empty((self.batch_size, *batch.images[0].shape), dtype=np.float32)
         blend(batch.images, batch.masks, batch.jobs, rows, self.noise)
-        return Scores(self.predict(rows[: batch.rows]), 0.0, 0.0)
+        return Scores(self._predict(rows[: batch.rows]), 0.0, 0.0)
 
-    def close(self):
+    def _close(self):
         pass
 
 

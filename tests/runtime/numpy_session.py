@@ -22,6 +22,7 @@ class NumpySession(Session):
     device = "CPU"
 
     def __init__(self, grid, size, channels=10, classes=4, batch_size=5, seed=0):
+        super().__init__()
         random = np.random.default_rng(seed)
         patch = 3 * (size[0] // grid[0]) * (size[1] // grid[1])
         self.grid, self.size = grid, size
@@ -44,24 +45,24 @@ class NumpySession(Session):
         embedding = tokens.transpose(0, 2, 1).reshape(len(images), -1, h, w)
         return probabilities, embedding
 
-    def encode(self, images):
+    def _encode(self, images):
         probabilities, embedding = self.forward(images)
         return probabilities.astype(np.float32), embedding.astype(np.float32)
 
-    def score(self, batch):
+    def _score(self, batch):
         assert 0 < batch.rows <= self.batch_size
         rows = np.full((self.batch_size, 3, *self.size), np.nan, np.float32)
         start = time.perf_counter()
         blend(batch.images, batch.masks, batch.jobs, rows, self.noise)
         blended = time.perf_counter()
         self.batches.append(batch.rows)
-        probabilities = self.predict(rows[: batch.rows])
+        probabilities = self._predict(rows[: batch.rows])
         return Scores(probabilities, blended - start, time.perf_counter() - blended)
 
-    def predict(self, images):
+    def _predict(self, images):
         return self.forward(images)[0].astype(np.float32)
 
-    def close(self):
+    def _close(self):
         self.closed = True
 
 

@@ -31,6 +31,7 @@ class Watched(Session):
     """A session that notes every call, can be held at a gate, and can be made to fail."""
 
     def __init__(self, inner: Session) -> None:
+        super().__init__()
         self.inner = inner
         self.engine, self.device, self.batch_size = inner.engine, inner.device, inner.batch_size
         self.rows: list[int] = []
@@ -42,7 +43,7 @@ class Watched(Session):
         self.fail_batches: set[int] = set()
         self.nan_for: set[float] = set()
 
-    def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.encoded.append(len(images))
         probabilities, embedding = self.inner.encode(images)
         for i, image in enumerate(images):
@@ -50,7 +51,7 @@ class Watched(Session):
                 embedding[i] = np.nan
         return probabilities, embedding
 
-    def score(self, batch: Batch) -> Scores:
+    def _score(self, batch: Batch) -> Scores:
         self.rows.append(batch.rows)
         self.images_per_batch.append(len(batch.images))
         number = len(self.rows)
@@ -60,10 +61,10 @@ class Watched(Session):
             raise RuntimeError("the device is gone")
         return self.inner.score(batch)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def _predict(self, images: np.ndarray) -> np.ndarray:
         return self.inner.predict(images)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.inner.close()
 
 

@@ -1,12 +1,16 @@
 """The contract between the explainer and an engine.
 
-A session runs one bundle on one device. It is safe to call from several threads. Inputs are checked
-at the public boundary, not here.
+A session runs one bundle on one device. It is safe to call from several threads, in the process
+that opened it. Inputs are checked at the public boundary, not here.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.host.blend import Job
+from vitcx.runtime.errors import EngineError
 
 FloatArray = NDArray[np.float32]
 
@@ -48,6 +53,10 @@ class Scores:
 class Session(Closing, abc.ABC):
     """One bundle on one engine. A context manager: leaving it frees what it owns.
 
+    The public methods look after the session's life; an engine writes those with an underscore.
+    Closing waits for the calls that are running; a later call, or one in another process, is
+    refused.
+
     Attributes
     ----------
     engine : the engine's name, as the user gives it.
@@ -55,6 +64,11 @@ class Session(Closing, abc.ABC):
     precision : what it computes in; empty where that is as the bundle's graph says.
     encoder_precision : the same of `encode`, where that is not what its graph says.
     batch_size : the rows of a full mask batch.
+
+    Raises
+    ------
+    EngineError
+        From every call: the session is closed, or was opened in another process.
     """
 
     engine: str
@@ -63,21 +77,86 @@ class Session(Closing, abc.ABC):
     encoder_precision: str = ""
     batch_size: int
 
-    @abc.abstractmethod
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._callers: list[int] = []  # the threads of the calls that are running
+        self._closed = False
+
     def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(N,3,H,W) float32 to probabilities (N,C) and embedding (N,D,h,w), both float32.
 
         By the bundle's `encoder`; the others are by its own graph.
         """
+        with self._call():
+            return self._encode(images)
 
-    @abc.abstractmethod
     def score(self, batch: Batch) -> Scores:
         """Blend and score the rows of a batch."""
+        with self._call():
+            return self._score(batch)
 
-    @abc.abstractmethod
     def predict(self, images: FloatArray) -> FloatArray:
         """(N,3,H,W) float32 to probabilities (N,C) float32, for any N."""
+        with self._call():
+            return self._predict(images)
+
+    def close(self) -> None:
+        """Wait for the calls that are running, then free what the session owns.
+
+        Twice does no harm. In another process than the session's it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            if threading.get_ident() in self._callers:
+                raise EngineError("a session cannot be closed by one of its own calls")
+            first, self._closed = not self._closed, True
+            self._changed.wait_for(lambda: not self._callers)
+        if first:
+            self._close()
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """Keep the session open for a call of this thread."""
+        # Before the lock, which another thread may have held when the process was forked.
+        check_process(self._process)
+        caller = threading.get_ident()
+        with self._changed:
+            if self._closed:
+                raise EngineError("the session is closed: load the bundle again")
+            self._callers.append(caller)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._callers.remove(caller)
+                self._changed.notify_all()
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Free what the session owns. Twice does no harm."""
+    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `encode`."""
+
+    @abc.abstractmethod
+    def _score(self, batch: Batch) -> Scores:
+        """As `score`."""
+
+    @abc.abstractmethod
+    def _predict(self, images: FloatArray) -> FloatArray:
+        """As `predict`."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Free what the session owns: called once, when no call is running."""
+
+
+def check_process(opened_in: int) -> None:
+    """Raise `EngineError` in another process than that one.
+
+    A forked child has none of its parent's threads: engines, and whoever waits for one, would wait
+    for ever.
+    """
+    if os.getpid() != opened_in:
+        raise EngineError(
+            "this explainer was loaded in another process: call vitcx.load in this one"
+        )

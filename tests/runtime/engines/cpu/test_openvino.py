@@ -81,14 +81,14 @@ def test_an_openvino_explanation_is_onnxruntimes(bundle):
     np.testing.assert_allclose(ours.saliency, reference.saliency, rtol=0, atol=PARITY)
 
 
-@pytest.mark.parametrize(("threads", "batch_size", "lanes"), [(1, 4, 1), (2, 4, 2), (2, 1, 1)])
-def test_openvino_takes_the_threads_it_is_given_and_has_a_stream_for_each_lane(
-    bundle, threads, batch_size, lanes
+@pytest.mark.parametrize(("threads", "batch_size", "passes"), [(1, 4, 1), (2, 4, 2), (2, 1, 1)])
+def test_openvino_takes_the_threads_it_is_given_and_has_a_stream_for_each_pass(
+    bundle, threads, batch_size, passes
 ):
     with open_session(bundle, "openvino", threads, batch_size) as session:
         compiled = session._scorer._model
         assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
-        assert compiled.get_property("NUM_STREAMS") == session.lanes == lanes
+        assert compiled.get_property("NUM_STREAMS") == session.passes == passes
 
 
 def test_a_graph_for_the_encoder_is_taken_for_it_alone(bundle, tmp_path):

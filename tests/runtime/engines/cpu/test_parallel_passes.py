@@ -1,13 +1,14 @@
 """Passes side by side give what one pass gives, and use the threads they were given."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
-from vitcx.runtime.engines.cpu import parallel_passes as lanes_module
-from vitcx.runtime.engines.cpu.parallel_passes import LANE_ROWS, Lanes, available_cores
+from vitcx.runtime.engines.cpu import parallel_passes
+from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS, ParallelPasses, available_cores
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.explainer import load
 
@@ -18,37 +19,59 @@ pytest.importorskip("onnxruntime")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("items", [1, 2, 7])
 def test_the_slices_cover_every_row_once_and_answers_keep_their_order(count, items):
-    with Lanes(count) as lanes:
-        parts = lanes.map(lambda part: list(range(items))[part], items)
+    with ParallelPasses(count) as passes:
+        parts = passes.map(lambda part: list(range(items))[part], items)
     assert [row for part in parts for row in part] == list(range(items))
-    assert max(map(len, parts)) <= LANE_ROWS
+    assert max(map(len, parts)) <= PASS_ROWS
 
 
-def test_every_lane_has_as_many_slices_as_the_others():
-    with Lanes(2) as lanes:
-        lengths = [part.stop - part.start for part in lanes.map(lambda part: part, 14)]
+def test_every_thread_has_as_many_slices_as_the_others():
+    with ParallelPasses(2) as passes:
+        lengths = [part.stop - part.start for part in passes.map(lambda part: part, 14)]
     assert lengths == [2, 2, 2, 2, 2, 2, 1, 1]
 
 
-def test_two_lanes_work_at_the_same_time():
+def test_two_passes_run_at_the_same_time():
     meeting = threading.Barrier(2)
-    with Lanes(2) as lanes:  # one after the other, they would wait here for ever
-        lanes.map(lambda _: meeting.wait(timeout=20), 2 * LANE_ROWS)
+    with ParallelPasses(2) as passes:  # one after the other, they would wait here for ever
+        passes.map(lambda _: meeting.wait(timeout=20), 2 * PASS_ROWS)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_piece_of_work_has_its_turn_on_a_lane(count):
-    with Lanes(count) as lanes:
-        thread = lanes.run(threading.current_thread)
+def test_one_piece_of_work_has_its_turn(count):
+    with ParallelPasses(count) as passes:
+        thread = passes.run(threading.current_thread)
     assert (thread is threading.current_thread()) == (count == 1)
 
 
-def test_what_a_lane_raises_reaches_the_caller():
+def test_what_a_pass_raises_reaches_the_caller():
     def fail(part: slice) -> None:
         raise EngineError(f"row {part.start}")
 
-    with Lanes(2) as lanes, pytest.raises(EngineError, match="row 0"):
-        lanes.map(fail, 4)
+    with ParallelPasses(2) as passes, pytest.raises(EngineError, match="row 0"):
+        passes.map(fail, 4)
+
+
+def test_no_pass_is_running_when_another_ones_error_reaches_the_caller():
+    """The rows are a buffer that the caller's next batch uses."""
+    running, failed = threading.Event(), threading.Event()
+    written = []
+
+    def work(part: slice) -> None:
+        if part.start == 0:
+            running.wait(20)
+            failed.set()
+            raise EngineError("row 0")
+        running.set()
+        failed.wait(20)
+        time.sleep(0.2)  # the error is on its way to the caller
+        written.append(part.start)
+
+    with ParallelPasses(2) as passes:
+        with pytest.raises(EngineError, match="row 0"):
+            passes.map(work, 2, size=1)
+        seen = list(written)
+    assert seen == written == [1]
 
 
 def test_cores_are_counted_once_each(monkeypatch, tmp_path):
@@ -56,10 +79,10 @@ def test_cores_are_counted_once_each(monkeypatch, tmp_path):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings)
-    monkeypatch.setattr(lanes_module, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(lanes_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(parallel_passes, "_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(parallel_passes.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert available_cores() == 2
-    monkeypatch.setattr(lanes_module, "_TOPOLOGY", tmp_path / "nowhere")
+    monkeypatch.setattr(parallel_passes, "_TOPOLOGY", tmp_path / "nowhere")
     assert available_cores() == 3
 
 

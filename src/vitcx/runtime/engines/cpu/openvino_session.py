@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 
 DEFAULT_BATCH_SIZE = 32
 # Rows of a pass.
-LANE_ROWS = {"float32": 2, "bfloat16": 4}
+PASS_ROWS = {"float32": 2, "bfloat16": 4}
 # The engine's name -> what it computes in.
 PRECISIONS = {"openvino": "float32", "openvino-bf16": "bfloat16"}
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -90,7 +90,7 @@ class OpenVinoSession(CpuSession):
         name: str = "openvino",
     ) -> None:
         precision = PRECISIONS[name]
-        super().__init__(bundle, threads, batch_size or DEFAULT_BATCH_SIZE, LANE_ROWS[precision])
+        super().__init__(bundle, threads, batch_size or DEFAULT_BATCH_SIZE, PASS_ROWS[precision])
         openvino = import_openvino(name)
         core = openvino.Core()
         cpu = cpu_of(core)
@@ -101,17 +101,17 @@ class OpenVinoSession(CpuSession):
         self.encoder_precision = "float32"
 
         def compiled(graph: Bundle, computed_in: str) -> _Model:
-            return _Model(openvino, core, graph, computed_in, self.threads, self.lanes)
+            return _Model(openvino, core, graph, computed_in, self.threads, self.passes)
 
         self._scorer = self._encoder = compiled(bundle, precision)
         if bundle.encoder is not bundle or precision != "float32":
             self._encoder = compiled(bundle.encoder, "float32")
 
-    def _encode(self, engine: _Model, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _run_encoder(self, engine: _Model, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         probabilities, embedding = engine.run(images, PROBABILITIES, EMBEDDING)
         return probabilities, embedding
 
-    def _predict(self, engine: _Model, images: FloatArray) -> FloatArray:
+    def _run_scorer(self, engine: _Model, images: FloatArray) -> FloatArray:
         return engine.run(images, PROBABILITIES)[0]
 
 
@@ -119,13 +119,13 @@ class _Model:
     """A graph that OpenVINO has compiled; each thread that runs it has a request of its own."""
 
     def __init__(
-        self, openvino: Any, core: Any, bundle: Bundle, precision: str, threads: int, lanes: int
+        self, openvino: Any, core: Any, bundle: Bundle, precision: str, threads: int, passes: int
     ) -> None:
         self._openvino = openvino
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": lanes,
+            "NUM_STREAMS": passes,
             # Two graphs would be pinned to the same cores.
             "ENABLE_CPU_PINNING": False,
         }

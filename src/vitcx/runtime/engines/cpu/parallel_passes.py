@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
 from vitcx.kernels.closing import Closing
 
 # DeiT-Tiny, rows a second in passes of 1, 2, 3, 4, 8, 16 rows: 82, 84, 82, 79, 75, 55.
-LANE_ROWS = 2
+PASS_ROWS = 2
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _T = TypeVar("_T")
 
@@ -37,7 +37,7 @@ def available_cores() -> int:
     return len(siblings)
 
 
-class Lanes(Closing):
+class ParallelPasses(Closing):
     """A few threads that share rows out among them; a context manager. Safe to use from several.
 
     Parameters
@@ -47,13 +47,14 @@ class Lanes(Closing):
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "vitcx-lane") if count > 1 else None
+        self._pool = ThreadPoolExecutor(count, "vitcx-pass") if count > 1 else None
 
-    def map(self, work: Callable[[slice], _T], items: int, size: int = LANE_ROWS) -> list[_T]:
+    def map(self, work: Callable[[slice], _T], items: int, size: int = PASS_ROWS) -> list[_T]:
         """`work` on slices of at most `size` of so many items; its answers, in order.
 
-        The last slices are smaller where that gives every lane as many as the others: a lane that
-        waits for another's last slice is a core that does nothing.
+        The last slices are smaller where that gives every thread as many as the others: one that
+        waits for another's last slice is a core that does nothing. However it ends, no slice is
+        being worked on afterwards: the slices are of buffers that the caller uses again.
         """
         if not items:
             return []
@@ -64,7 +65,14 @@ class Lanes(Closing):
         parts = [slice(*ends[n : n + 2]) for n in range(count)]
         if self._pool is None:
             return [work(part) for part in parts]
-        return list(self._pool.map(work, parts))
+        futures: list[Future[_T]] = []
+        try:
+            futures.extend(self._pool.submit(work, part) for part in parts)
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def run(self, work: Callable[[], _T]) -> _T:
         """`work` on one of the threads: its turn comes after what others have asked for."""

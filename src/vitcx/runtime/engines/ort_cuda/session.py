@@ -74,6 +74,7 @@ class OnnxRuntimeCudaSession(Session):
         *,
         target: Target = CUDA,
     ) -> None:
+        super().__init__()
         ort = _import_onnxruntime(target)
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "vitcx-cuda")
         try:
@@ -88,16 +89,16 @@ class OnnxRuntimeCudaSession(Session):
         self.batch_size = self._device.batch_size
         self.device = self._device.name
 
-    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         return self._wait("encoding", lambda: self._device.graph.encode(images))
 
-    def predict(self, images: FloatArray) -> FloatArray:
+    def _predict(self, images: FloatArray) -> FloatArray:
         return self._wait("predicting", lambda: self._device.graph.predict(images))
 
-    def score(self, batch: Batch) -> Scores:
+    def _score(self, batch: Batch) -> Scores:
         return self._wait("scoring", lambda: self._device.score(batch))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.submit(_in_turn, self._device.close).result()

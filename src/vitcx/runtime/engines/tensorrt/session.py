@@ -77,6 +77,7 @@ class TensorRTSession(Session):
         options: BuildOptions | None = None,
         device: int = 0,
     ) -> None:
+        super().__init__()
         library = find_library(flavour)
         with device_errors(f"the engine '{flavour}': opening GPU {device}"):
             self._gpu = Gpu(device)
@@ -100,7 +101,7 @@ class TensorRTSession(Session):
         )
         self.batch_size = self._opened.shapes.batch_size
 
-    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         most = self._opened.shapes.encode_images
         with self._working("encoding"), self._opened.encoders.take() as station:
             parts = [
@@ -110,11 +111,11 @@ class TensorRTSession(Session):
         probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return probabilities, embedding
 
-    def score(self, batch: Batch) -> Scores:
+    def _score(self, batch: Batch) -> Scores:
         with self._working("scoring"), self._opened.scorers.take() as station:
             return station.score(batch)
 
-    def predict(self, images: FloatArray) -> FloatArray:
+    def _predict(self, images: FloatArray) -> FloatArray:
         with self._working("predicting"), self._opened.scorers.take() as station:
             return np.concatenate(
                 [
@@ -123,7 +124,7 @@ class TensorRTSession(Session):
                 ]
             )
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._opened.close()
 
     @contextlib.contextmanager
