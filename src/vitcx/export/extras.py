@@ -6,6 +6,7 @@ import importlib
 
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.onnx_runtime import switch_telemetry_off
 
 # Those of the extra `export`, in the order in which they are met.
 _MODULES = ("torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
@@ -20,6 +21,7 @@ def require_export_extra() -> None:
         For the first module that is not there. One that is there and cannot be imported, because
         its installation is broken, raises its own error.
     """
+    switch_telemetry_off()  # some of these import ONNX Runtime themselves
     for name in _MODULES:
         try:
             if name == "timm":

@@ -121,7 +121,7 @@ def test_a_probe_survives_whatever_the_libraries_do(monkeypatch):
         raise SystemError("unspeakable")
 
     monkeypatch.setattr(probes, "find_driver", burst)
-    monkeypatch.setattr("vitcx.runtime.engines.cpu.onnxruntime_session.import_onnxruntime", burst)
+    monkeypatch.setattr("vitcx.runtime.onnx_runtime.import_onnxruntime", burst)
     monkeypatch.setattr("vitcx.runtime.engines.cpu.openvino_session.import_openvino", burst)
     monkeypatch.setattr("vitcx.runtime.engines.tensorrt.library.find_library", burst)
     monkeypatch.setattr("vitcx.kernels.gpu.compiler.compiler_version", burst)

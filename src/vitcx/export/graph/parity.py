@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +17,7 @@ from vitcx.export.graph.to_onnx import OUTPUTS
 from vitcx.export.sources.preprocessing import Preprocessing
 from vitcx.runtime.bundle import INPUT
 from vitcx.runtime.errors import BundleError, InputError
+from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 Array = NDArray[np.float32]
 
@@ -112,6 +113,7 @@ def check_parity(
     BundleError
         If anything differs by more than it may.
     """
+    onnxruntime = import_onnxruntime("vitcx export", "export")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     _check_interface(session)
     difference, count = Difference(), 0
@@ -148,7 +150,7 @@ def check_parity(
     }
 
 
-def _check_interface(session: onnxruntime.InferenceSession) -> None:
+def _check_interface(session: Any) -> None:
     """Names, element types, ranks, and that of all axes only the batch is dynamic."""
     for kind, values, names, ranks in (
         ("inputs", session.get_inputs(), (INPUT,), (4,)),

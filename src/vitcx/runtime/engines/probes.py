@@ -58,7 +58,7 @@ class EngineStatus:
 
 def probe_onnxruntime() -> EngineStatus:
     """ONNX Runtime on the CPU."""
-    from vitcx.runtime.engines.cpu.onnxruntime_session import import_onnxruntime
+    from vitcx.runtime.onnx_runtime import import_onnxruntime
 
     try:
         ort = import_onnxruntime()
@@ -91,9 +91,10 @@ def probe_cuda() -> EngineStatus:
         missing = MissingExtraError("the engine 'cuda'", "onnxruntime", "gpu")
         problems.append(str(missing))
     else:
-        try:
-            import onnxruntime
+        from vitcx.runtime.onnx_runtime import import_onnxruntime
 
+        try:
+            onnxruntime = import_onnxruntime("the engine 'cuda'", "gpu")
             version = onnxruntime.__version__
             built_for = onnxruntime.get_available_providers()
         except Exception as error:

@@ -10,22 +10,14 @@ from numpy.typing import NDArray
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle, check_tensor_names
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS
-from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
+from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 # Each batch ends with passes that wait for the last one, which costs more of a short batch: on 2
 # cores and DeiT-Tiny 23 rows take 9 % less in one batch than in 16 and 7.
 DEFAULT_BATCH_SIZE = 32
 
 FloatArray = NDArray[np.float32]
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module, or an error that names the extra."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("the engine 'onnxruntime'", "onnxruntime", "cpu") from None
-    return onnxruntime
 
 
 class OnnxRuntimeSession(CpuSession):

@@ -30,7 +30,8 @@ from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.ort_cuda.bound_graph import CUDA, BoundGraph, Target, can_record
 from vitcx.runtime.engines.probes import preload_cuda_libraries
 from vitcx.runtime.engines.session import Batch, Scores, Session
-from vitcx.runtime.errors import EngineError, MissingExtraError, VitcxError
+from vitcx.runtime.errors import EngineError, VitcxError
+from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 log = logging.getLogger("vitcx")
 FloatArray = NDArray[np.float32]
@@ -184,10 +185,7 @@ def _open_device(
 
 
 def _import_onnxruntime(target: Target) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("the engine 'cuda'", "onnxruntime", "gpu") from None
+    onnxruntime = import_onnxruntime("the engine 'cuda'", "gpu")
     if target.provider not in onnxruntime.get_available_providers():
         raise EngineError(
             f"the engine 'cuda' cannot run here: the onnxruntime {onnxruntime.__version__} that is "
