@@ -1,4 +1,4 @@
-// A CUDA driver on host memory: as much of libcuda.so.1 as cuda.core and this project call.
+// A CUDA driver with two devices on host memory: as much of libcuda.so.1 as cuda.core and this project call.
 //
 // For tests without a GPU: the real cuda.core and cuda.bindings load it as they load NVIDIA's. What a
 // program may not do is refused as the driver refuses it: work on a thread with no device, waiting
@@ -146,12 +146,22 @@ Device& device() {
   return *only;
 }
 
-int the_context;  // its address is the primary context
-thread_local void* current_context = nullptr;
+constexpr int kDevices = 2;
+int contexts[kDevices];  // their addresses are the devices' primary contexts, and their pools
+thread_local std::vector<void*> context_stack;
+
+void* current_context() { return context_stack.empty() ? nullptr : context_stack.back(); }
+
+int device_of(const void* context) { return static_cast<int>(static_cast<const int*>(context) - contexts); }
+
+int current_device() { return device_of(current_context()); }
 
 // What a pass of any call needs: a device that is current on the calling thread.
 #define NEEDS_CONTEXT \
-  if (current_context == nullptr) return kInvalidContext
+  if (current_context() == nullptr) return kInvalidContext
+// What a kernel and an event need: a stream of the device that is current.
+#define NEEDS_DEVICE_OF(stream) \
+  if ((stream)->device >= 0 && (stream)->device != current_device()) return kInvalidHandle
 #define STREAM_OF(variable, handle)                   \
   Stream* const variable = device().stream(handle);   \
   if (variable == nullptr) return kInvalidHandle
@@ -240,14 +250,14 @@ int cuGetErrorString(int status, const char** text) {
 
 int cuDeviceGetCount(int* count) {
   if (!device().initialised) return kNotInitialised;
-  *count = 1;
+  *count = kDevices;
   return kSuccess;
 }
 
 int cuDeviceGet(int* found, int ordinal) {
   if (!device().initialised) return kNotInitialised;
-  if (ordinal != 0) return kInvalidDevice;
-  *found = 0;
+  if (ordinal < 0 || ordinal >= kDevices) return kInvalidDevice;
+  *found = ordinal;
   return kSuccess;
 }
 
@@ -278,13 +288,13 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   return kSuccess;
 }
 
-int cuDeviceGetUuid_v2(void* uuid, int) {
-  std::memset(uuid, 7, 16);
+int cuDeviceGetUuid_v2(void* uuid, int device) {
+  std::memset(uuid, 7 + device, 16);
   return kSuccess;
 }
 
-int cuDevicePrimaryCtxRetain(void** context, int) {
-  *context = &the_context;
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = &contexts[device];
   return kSuccess;
 }
 
@@ -297,29 +307,31 @@ int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) {
 }
 
 int cuCtxSetCurrent(void* context) {
-  current_context = context;
+  if (!context_stack.empty()) context_stack.pop_back();
+  if (context != nullptr) context_stack.push_back(context);
   return kSuccess;
 }
 
 int cuCtxGetCurrent(void** context) {
-  *context = current_context;
+  *context = current_context();
   return kSuccess;
 }
 
 int cuCtxPushCurrent_v2(void* context) {
-  current_context = context;
+  context_stack.push_back(context);
   return kSuccess;
 }
 
 int cuCtxPopCurrent_v2(void** context) {
-  if (context != nullptr) *context = current_context;
-  current_context = nullptr;
+  NEEDS_CONTEXT;
+  if (context != nullptr) *context = current_context();
+  context_stack.pop_back();
   return kSuccess;
 }
 
 int cuCtxGetDevice(int* found) {
   NEEDS_CONTEXT;
-  *found = 0;
+  *found = current_device();
   return kSuccess;
 }
 
@@ -351,7 +363,7 @@ int cuCtxSynchronize() {
 int cuMemAlloc_v2(uint64_t* address, size_t size) {
   NEEDS_CONTEXT;
   if (size == 0) return kInvalidValue;
-  *address = Memory::get().allocate(size, Kind::device);
+  *address = Memory::get().allocate(size, Kind::device, current_device());
   return *address == 0 ? kOutOfMemory : kSuccess;
 }
 
@@ -365,7 +377,7 @@ int cuMemFree_v2(uint64_t address) {
 
 int cuMemAllocHost_v2(void** address, size_t size) {
   NEEDS_CONTEXT;
-  *address = reinterpret_cast<void*>(Memory::get().allocate(size, Kind::pinned));
+  *address = reinterpret_cast<void*>(Memory::get().allocate(size, Kind::pinned, current_device()));
   return *address == nullptr ? kOutOfMemory : kSuccess;
 }
 
@@ -378,15 +390,16 @@ int cuMemFreeHost(void* address) {
   return Memory::get().release(reinterpret_cast<uint64_t>(address)) ? kSuccess : kInvalidValue;
 }
 
-int cuDeviceGetDefaultMemPool(void** pool, int) {
-  *pool = &the_context;
+int cuDeviceGetDefaultMemPool(void** pool, int device) {
+  *pool = &contexts[device];
   return kSuccess;
 }
 
 int cuDeviceGetMemPool(void** pool, int device) { return cuDeviceGetDefaultMemPool(pool, device); }
 
 int cuMemPoolCreate(void** pool, const void*) {
-  *pool = &the_context;
+  NEEDS_CONTEXT;
+  *pool = current_context();
   return kSuccess;
 }
 
@@ -399,14 +412,15 @@ int cuMemPoolGetAttribute(void*, int, void* value) {
   return kSuccess;
 }
 
-int cuMemAllocFromPoolAsync(uint64_t* address, size_t size, void*, void* stream) {
+int cuMemAllocFromPoolAsync(uint64_t* address, size_t size, void* pool, void* stream) {
   STREAM_OF(s, stream);
   if (s->recording != nullptr) return kCaptureUnsupported;  // a memory node; nothing here wants one
   if (size == 0) return kInvalidValue;
-  *address = Memory::get().allocate(size, Kind::device);
+  const int on = pool != nullptr ? device_of(pool) : s->device >= 0 ? s->device : current_device();
+  *address = Memory::get().allocate(size, Kind::device, on);
   // A pool reuses what other streams are about to free, and has this one wait for it.
   if (*address == 0 && cuCtxSynchronize() == kSuccess) {
-    *address = Memory::get().allocate(size, Kind::device);
+    *address = Memory::get().allocate(size, Kind::device, on);
   }
   return *address == 0 ? kOutOfMemory : kSuccess;
 }
@@ -454,17 +468,18 @@ int cuMemsetD8Async(uint64_t address, unsigned char value, size_t size, void* st
 // CUpointer_attribute: context, memory type, device pointer, host pointer, managed, device ordinal.
 int cuPointerGetAttribute(void* value, int attribute, uint64_t address) {
   Kind kind;
-  if (!Memory::get().holds(address, 1, &kind)) return kInvalidValue;
+  int device;
+  if (!Memory::get().holds(address, 1, &kind, &device)) return kInvalidValue;
   const bool on_device = kind == Kind::device;
   switch (attribute) {
-    case 1: *static_cast<void**>(value) = &the_context; return kSuccess;
+    case 1: *static_cast<void**>(value) = &contexts[device]; return kSuccess;
     case 2: *static_cast<unsigned*>(value) = on_device ? 2 : 1; return kSuccess;
     case 3: *static_cast<uint64_t*>(value) = address; return kSuccess;
     case 4:
       *static_cast<uint64_t*>(value) = on_device ? 0 : address;
       return on_device ? kInvalidValue : kSuccess;
     case 8: *static_cast<unsigned*>(value) = 0; return kSuccess;
-    case 9: *static_cast<int*>(value) = 0; return kSuccess;
+    case 9: *static_cast<int*>(value) = device; return kSuccess;
     default: return kInvalidValue;
   }
 }
@@ -486,7 +501,7 @@ int cuStreamCreateWithPriority(void** stream, unsigned, int) {
   NEEDS_CONTEXT;
   std::lock_guard<std::mutex> lock(device().mutex);
   const uint64_t id = device().next_stream += 0x10;
-  device().streams[id] = std::make_unique<Stream>();
+  device().streams[id] = std::make_unique<Stream>(current_device());
   *stream = reinterpret_cast<void*>(id);
   return kSuccess;
 }
@@ -539,7 +554,8 @@ int cuStreamGetPriority(void*, int* priority) {
 
 int cuStreamGetCtx(void* stream, void** context) {
   STREAM_OF(s, stream);
-  *context = &the_context;
+  if (s->device < 0) NEEDS_CONTEXT;
+  *context = s->device >= 0 ? &contexts[s->device] : current_context();
   return kSuccess;
 }
 
@@ -550,7 +566,8 @@ int cuStreamGetCtx_v2(void* stream, void** context, void** green) {
 
 int cuStreamGetDevice(void* stream, int* found) {
   STREAM_OF(s, stream);
-  *found = 0;
+  if (s->device < 0) NEEDS_CONTEXT;
+  *found = s->device >= 0 ? s->device : current_device();
   return kSuccess;
 }
 
@@ -568,6 +585,7 @@ int cuEventCreate(void** event, unsigned flags) {
   NEEDS_CONTEXT;
   auto* made = new Event;
   made->timed = (flags & 2) == 0;
+  made->device = current_device();
   *event = made;
   return kSuccess;
 }
@@ -580,6 +598,7 @@ int cuEventDestroy_v2(void* event) {
 int cuEventRecord(void* event, void* stream) {
   STREAM_OF(s, stream);
   auto* e = static_cast<Event*>(event);
+  if (s->device >= 0 && s->device != e->device) return kInvalidHandle;
   e->recording = s->recording;
   e->point = s->recording == nullptr ? s->mark() : nullptr;
   return kSuccess;
@@ -816,6 +835,7 @@ struct LaunchConfig {
 int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void**) {
   NEEDS_CONTEXT;
   STREAM_OF(s, config->stream);
+  NEEDS_DEVICE_OF(s);
   const auto* kernel = static_cast<const Kernel*>(function);
   const auto [gx, gy, gz] = config->grid;
   const auto [bx, by, bz] = config->block;

@@ -94,6 +94,16 @@ def set_memory(size):
     library().emulator_set_memory(ctypes.c_uint64(size))
 
 
+def current_device():
+    """Of the calling thread; None where it has none."""
+    context, index = ctypes.c_void_p(), ctypes.c_int()
+    assert library().cuCtxGetCurrent(ctypes.byref(context)) == 0
+    if not context.value:
+        return None
+    assert library().cuCtxGetDevice(ctypes.byref(index)) == 0
+    return index.value
+
+
 def counts():
     """What has not been given back."""
     numbers = (ctypes.c_uint64 * 3)()

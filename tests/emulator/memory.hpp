@@ -36,6 +36,7 @@ enum class Kind { device, pinned };
 struct Allocation {
   uint64_t size;
   Kind kind;
+  int device;
   void* mapping;
   uint64_t mapped;
 };
@@ -48,7 +49,7 @@ class Memory {
   }
 
   // The address as a program sees it; 0 where the device is full.
-  uint64_t allocate(uint64_t size, Kind kind) {
+  uint64_t allocate(uint64_t size, Kind kind, int device) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (kind == Kind::device && used_ + size > limit_) return 0;
     const uint64_t room = (size + kAlignment - 1) / kAlignment * kAlignment;
@@ -62,7 +63,7 @@ class Memory {
     std::memset(start + size, kSlack, room - size);
     const uint64_t address =
         reinterpret_cast<uint64_t>(start) | (kind == Kind::device ? tag() : 0);
-    live_[address] = {size, kind, mapping, mapped};
+    live_[address] = {size, kind, device, mapping, mapped};
     if (kind == Kind::device) used_ += size;
     return address;
   }
@@ -82,14 +83,15 @@ class Memory {
     return true;
   }
 
-  // Whether all of [address, address + size) is one live allocation; `kind` is set then.
-  bool holds(uint64_t address, uint64_t size, Kind* kind = nullptr) {
+  // Whether all of [address, address + size) is one live allocation; `kind` and `device` are set then.
+  bool holds(uint64_t address, uint64_t size, Kind* kind = nullptr, int* device = nullptr) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto after = live_.upper_bound(address);
     if (after == live_.begin()) return false;
     const auto& [start, a] = *--after;
     if (address + size > start + a.size) return false;
     if (kind != nullptr) *kind = a.kind;
+    if (device != nullptr) *device = a.device;
     return true;
   }
 

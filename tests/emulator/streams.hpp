@@ -53,6 +53,7 @@ struct Recording {
 
 struct Event {
   bool timed = false;
+  int device = 0;
   std::shared_ptr<Point> point;          // null until recorded
   std::shared_ptr<Recording> recording;  // that it was last recorded in
 };
@@ -67,7 +68,8 @@ inline unsigned most_delay() {
 
 class Stream {
  public:
-  Stream() : worker_(&Stream::run, this) {}
+  // `of` is its device; -1 for a default stream, which every device has.
+  explicit Stream(int of = -1) : device(of), worker_(&Stream::run, this) {}
 
   // Finishes what is queued.
   ~Stream() {
@@ -96,6 +98,7 @@ class Stream {
     return point;
   }
 
+  const int device;
   std::shared_ptr<Recording> recording;
   void* graph = nullptr;  // of the recording, where it began here and not by waiting
 

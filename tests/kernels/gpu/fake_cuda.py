@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 import time
 import weakref
 from types import SimpleNamespace
@@ -34,6 +35,33 @@ def kernel_parameters():
 
 class FakeDriverError(Exception):
     """As `cuda.core`'s CUDAError."""
+
+
+_CURRENT = threading.local()  # as `cuda.core` has it, and the driver's bindings
+
+
+class Driver:
+    """Of `cuda.bindings.driver`: contexts are numbers of devices."""
+
+    class CUpointer_attribute:
+        CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
+
+    @staticmethod
+    def cuInit(Flags):
+        return (0,)
+
+    @staticmethod
+    def cuCtxGetCurrent():
+        return 0, getattr(_CURRENT, "device", None)
+
+    @staticmethod
+    def cuCtxSetCurrent(ctx):
+        _CURRENT.device = ctx
+        return (0,)
+
+    @staticmethod
+    def cuPointerGetAttribute(attribute, ptr):
+        return 0, 0
 
 
 _CREATED = []  # streams, since `install`
@@ -217,7 +245,7 @@ class Device:
             raise FakeDriverError(f"device {device_id} does not exist\nsecond line")
 
     def set_current(self, ctx=None):
-        pass
+        _CURRENT.device = self.device_id
 
     def create_stream(self, obj=None, options=None):
         stream = Stream()
@@ -253,17 +281,16 @@ class ObjectCode:
 
 def install(monkeypatch, shim):
     """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
-    from vitcx.kernels.gpu import arrays, streams
+    from vitcx.kernels.gpu import arrays, current_device, streams
     from vitcx.kernels.gpu import device as gpu
     from vitcx.kernels.gpu import launches as gpu_kernels
 
     fake = FakeCore(shim)
 
     def module(name="cuda.core"):
-        assert name == "cuda.core"
-        return fake
+        return {"cuda.core": fake, "cuda.bindings.driver": Driver}[name]
 
-    for user in (arrays, gpu, gpu_kernels, streams):
+    for user in (arrays, current_device, gpu, gpu_kernels, streams):
         monkeypatch.setattr(user, "cuda_module", module)
     monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
     Buffer.live = Buffer.live_device_bytes = 0

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import squareform
 
-from vitcx.kernels.errors import DeviceError
-from vitcx.kernels.gpu.arrays import DeviceArray, accept
+from vitcx.kernels.errors import DeviceArrayError, DeviceError
+from vitcx.kernels.gpu.arrays import DeviceArray, accept, gpu_of
+from vitcx.kernels.gpu.cuda_modules import cuda_module
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.driver import find_driver
 from vitcx.kernels.gpu.launches import GpuKernels
@@ -33,9 +35,11 @@ RELATIVE = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 @pytest.fixture(scope="module")
 def device():
     try:
-        return Gpu()
+        gpu = Gpu()
     except DeviceError as error:
         pytest.skip(str(error))
+    with gpu.current():
+        yield gpu
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +229,96 @@ def test_the_gil_is_free_while_the_device_works(device):
     if waited < 0.01:
         pytest.skip(f"the wait of {waited * 1000:.1f} ms was too short to tell")
     assert during >= 3
+
+
+# --- several GPUs, and the current device of others -----------------------------------------------
+
+
+class Interface:
+    """A device array that tells ``__cuda_array_interface__`` alone, which names no GPU."""
+
+    def __init__(self, array):
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.array.__cuda_array_interface__
+
+
+@pytest.fixture
+def second(device):
+    try:
+        return Gpu(1)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def current_context():
+    driver = cuda_module("cuda.bindings.driver")
+    status, context = driver.cuCtxGetCurrent()
+    assert int(status) == 0
+    return int(context)
+
+
+def test_opening_and_using_a_gpu_leaves_the_threads_own_as_it_was(device, second):
+    before = current_context()
+    assert before != 0
+    Gpu(1)
+    assert current_context() == before
+    with second.current():
+        inside = current_context()
+        assert inside not in (0, before)
+        with device.current():
+            assert current_context() == before
+        assert current_context() == inside
+    assert current_context() == before
+
+    def fail():
+        with second.current():
+            raise RuntimeError("in use")
+
+    with pytest.raises(RuntimeError, match="in use"):
+        fail()
+    assert current_context() == before
+
+
+def test_a_thread_that_had_no_gpu_has_none_afterwards(device):
+    found = []
+
+    def work():
+        Gpu()
+        found.append(current_context())
+        with device.current():
+            found.append(current_context())
+        found.append(current_context())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0] == found[2] == 0
+    assert found[1] != 0
+
+
+def test_where_an_array_lies_is_asked_where_its_protocol_does_not_say(device, second):
+    values = np.arange(6, dtype=np.float32)
+    for gpu in (device, second):
+        with gpu.current(), gpu.new_stream() as stream, gpu.upload(values, stream) as array:
+            taken = accept(Interface(array), stream)
+            assert gpu_of(Interface(array)) == taken.device == gpu.index
+            np.testing.assert_array_equal(gpu.download(taken, stream), values)
+
+
+def test_memory_that_is_none_is_refused(device):
+    array = SimpleNamespace(
+        __cuda_array_interface__={"shape": (2,), "typestr": "<f4", "data": (4096, False)}
+    )
+    with pytest.raises(DeviceArrayError, match="0x1000, where the driver knows no memory"):
+        gpu_of(array)
+
+
+def test_an_array_is_handed_on_while_another_gpu_is_current(device, second):
+    with second.current(), second.new_stream() as stream, second.new_stream() as theirs:
+        array = second.zeros((4,), np.float32, stream)
+        with device.current():
+            assert array.__dlpack__(stream=theirs.handle) is not None
+        array.close()

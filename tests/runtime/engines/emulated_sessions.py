@@ -6,6 +6,7 @@ streams, which run beside the program. So what a session does not order, goes wr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,7 @@ def test_a_picture_that_its_owner_is_still_writing_to_the_device(
     recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
     gpu = Gpu()
     with (
+        gpu.current(),
         Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
         gpu.new_stream() as first,
         gpu.new_stream() as theirs,
@@ -126,3 +128,42 @@ def test_a_picture_that_its_owner_is_still_writing_to_the_device(
             ):
                 lent.buffer.copy_from(source.buffer, stream=theirs.native)
                 check([explainer.explain(lent, targets="top2")], [wanted])
+
+
+@pytest.mark.parametrize("theirs", [0, None])
+def test_the_callers_device_stays_theirs(theirs, bundle, pictures, expected, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with Gpu(0).current() if theirs == 0 else contextlib.nullcontext():
+        before = emulated_driver.current_device()
+        assert before == theirs
+        session = TensorRTSession(bundle, batch_size=8, device=1)
+        assert emulated_driver.current_device() == before
+        check([Explainer(bundle, session).explain(pictures[0], targets="top2")], expected[:1])
+        assert emulated_driver.current_device() == before
+        session.close()
+        assert emulated_driver.current_device() == before
+
+
+class Interface:
+    """Somebody's device array that tells ``__cuda_array_interface__`` alone."""
+
+    def __init__(self, array):
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+@pytest.mark.parametrize("picture_on", [0, 1])
+@pytest.mark.parametrize("session_on", [0, 1])
+def test_a_picture_on_any_gpu_for_an_engine_on_any(
+    picture_on, session_on, bundle, pictures, expected, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    gpu = Gpu(picture_on)
+    with Explainer(bundle, TensorRTSession(bundle, batch_size=8, device=session_on)) as explainer:
+        for kind in (Interface, lambda array: array):
+            with (
+                gpu.current(),
+                gpu.new_stream() as stream,
+                gpu.upload(pictures[0], stream) as lent,
+                Gpu(0).current(),
+            ):
+                check([explainer.explain(kind(lent), targets="top2")], expected[:1])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.errors import DeviceArrayError
 from vitcx.kernels.gpu.cuda_modules import cuda_module
+from vitcx.kernels.gpu.current_device import device_current, device_of_memory
 from vitcx.kernels.gpu.streams import Stream, as_stream
 
 # DLPack's device types.
@@ -133,7 +134,8 @@ class DeviceArray(Closing):
         if self.stream is not None and stream != _NO_STREAM:
             consumer = as_stream(1 if stream is None else stream)
             if consumer.handle != self.stream.handle:
-                consumer.wait_for(self.stream)
+                with device_current(self.device):
+                    consumer.wait_for(self.stream)
         views = cuda_module("cuda.core.utils").StridedMemoryView
         view = views.from_buffer(self.buffer, self.shape, dtype=self.dtype)
         return view.__dlpack__(
@@ -163,6 +165,8 @@ def gpu_of(array: object) -> int | None:
     ------
     DeviceArrayError
         Not an array, or on a device that is neither CPU nor CUDA.
+    DeviceError
+        The driver must be asked, and cannot be.
     """
     if isinstance(array, np.ndarray):
         return None
@@ -177,8 +181,9 @@ def gpu_of(array: object) -> int | None:
         raise DeviceArrayError(
             f"Got an array on DLPack device type {int(kind)}, expected the CPU or a CUDA device"
         )
-    if getattr(array, "__cuda_array_interface__", None) is not None:
-        return 0  # the interface does not say
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
+        return _described(interface).device
     raise DeviceArrayError(
         f"Got {type(array).__name__}, expected a NumPy array, an object with __dlpack__ or "
         "__cuda_array_interface__, or a DevicePointer"
@@ -258,8 +263,10 @@ def _described(interface: Any) -> DevicePointer:
         _check_c_order(shape, tuple(int(s) // dtype.itemsize for s in strides))
     if pointer == 0 and math.prod(shape) > 0:
         raise DeviceArrayError("Got a null device pointer for an array that is not empty")
+    # The interface does not say on which GPU. An empty array has no memory to ask about.
+    device = 0 if pointer == 0 else device_of_memory(pointer)
     # Version 3 names the producer's stream; before that, all work was done.
-    return DevicePointer(pointer, shape, dtype, stream=interface.get("stream"))
+    return DevicePointer(pointer, shape, dtype, stream=interface.get("stream"), device=device)
 
 
 def _borrow(pointer: DevicePointer, owner: object, stream: Stream | None) -> DeviceArray:

@@ -6,9 +6,10 @@ says in one line what is missing. Never ran on hardware so far: see docs/gpu-not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from vitcx.kernels.closing import Closing
 from vitcx.kernels.errors import DeviceArrayError, DeviceError, first_line
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.cuda_modules import cuda_module
+from vitcx.kernels.gpu.current_device import device_kept
 from vitcx.kernels.gpu.streams import Stream
 
 
 class Gpu:
-    """A CUDA device, made current for the calling thread.
+    """A CUDA device.
 
-    CUDA's current device belongs to the thread: a worker thread calls `make_current` before it uses
-    this. Everything else may be called from any thread.
+    Everything but `current` and `make_current` needs it to be the calling thread's current device.
+    Opening it leaves the thread's as it was.
 
     Parameters
     ----------
@@ -47,8 +49,9 @@ class Gpu:
     def __init__(self, index: int = 0) -> None:
         core = cuda_module()
         try:
-            self._device = core.Device(index)
-            self._device.set_current()
+            self._device = core.Device(index)  # this finds out whether there is a driver
+            with device_kept():
+                self._device.set_current()
         except Exception as error:
             raise DeviceError(_why_unusable(index, error)) from error
         self.index = index
@@ -58,8 +61,15 @@ class Gpu:
         self.compute_capability = f"{arch[:-1]}.{arch[-1]}"
         self.processors = int(self._device.properties.multiprocessor_count)
 
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this the calling thread's device, and give the thread back the one that it had."""
+        with device_kept():
+            self._device.set_current()
+            yield
+
     def make_current(self) -> None:
-        """Make this the calling thread's device."""
+        """Make this the calling thread's device for good: for a thread of one's own."""
         self._device.set_current()
 
     def new_stream(self) -> Stream:

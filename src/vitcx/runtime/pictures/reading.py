@@ -183,7 +183,7 @@ def _download(source: Any, device: int) -> NDArray[Any]:
     """A copy of a device array, once what its producer has queued is done."""
     with device_errors(f"copying a {type(source).__name__} from GPU {device}"):
         gpu = Gpu(device)
-        with gpu.new_stream() as stream:
+        with gpu.current(), gpu.new_stream() as stream:
             with _taking(source):
                 array = accept(source, stream)
             assert isinstance(array, DeviceArray)

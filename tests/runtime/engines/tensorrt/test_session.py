@@ -231,12 +231,13 @@ def test_a_thread_at_work_has_a_context_and_a_stream_to_itself(bundle, record):
         for seed, answer in enumerate(answers):
             again = session.score(batch(4, seed)).probabilities
             np.testing.assert_array_equal(answer.probabilities, again)
-        # One after the other, however many threads: no more contexts.
+        # However many threads come by, at once or one after the other: no more contexts.
         made = len(record.contexts)
-        for _ in range(3):
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(session.score, batch(4)).result()
-        assert len(record.contexts) == made == 3
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(session.score, [batch(4)] * 36))
+            list(pool.map(session.encode, [images(1)] * 36))
+        assert len(record.contexts) <= made + 1  # the second that encodes
+        assert made == 3
     assert fake_cuda.Buffer.live == 0
 
 

@@ -151,6 +151,7 @@ def _open_device(
 ) -> _Device:
     try:
         gpu = Gpu()
+        gpu.make_current()  # the thread is the session's own
     except DeviceError as error:
         raise EngineError(f"the engine 'cuda' cannot run here: {error}") from error
 

@@ -1,6 +1,7 @@
-"""What one thread needs to encode, or to score, on TensorRT: context, stream, buffers, graph.
+"""What one thread needs to encode, or to score, on TensorRT: a context bound to its buffers.
 
-Nothing is allocated and no address changes after a station is made: a CUDA graph holds on to both.
+With it go a stream and, for scoring, a CUDA graph. Nothing is allocated and no address changes once
+it is made: a CUDA graph holds on to both.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = logging.getLogger("vitcx")
 FloatArray = NDArray[np.float32]
 
 
-class _Station(Closing):
+class _BoundContext(Closing):
     """A context with its buffers, on a stream of its own; the profile's most images in each.
 
     What is opened is closed in the opposite order, once the stream is at rest.
@@ -88,7 +89,7 @@ class _Station(Closing):
             raise
 
     def _prepare(self, own: Any) -> None:
-        """What else a station needs; `own` takes what is to be closed with it."""
+        """What else the kind needs; `own` takes what is to be closed with it."""
         raise NotImplementedError
 
     def _upload(self, images: FloatArray, pinned: PinnedBuffer) -> None:
@@ -108,7 +109,7 @@ class _Station(Closing):
             self._owned.close()
 
 
-class EncodeStation(_Station):
+class EncodeContext(_BoundContext):
     """Encodes 1 to `shapes.encode_images` images."""
 
     _profile = ENCODE
@@ -135,7 +136,7 @@ class EncodeStation(_Station):
         return probabilities, embedding
 
 
-class ScoreStation(_Station):
+class ScoreContext(_BoundContext):
     """Blends and scores batches of exactly `shapes.batch_size` rows.
 
     Rows that a batch does not fill keep what they had, which is finite; nobody looks at their
@@ -204,7 +205,7 @@ class ScoreStation(_Station):
     def _record(self) -> Graph | None:
         """The forward pass as a CUDA graph. The blend stays outside: its arguments vary.
 
-        TensorRT-RTX makes its own (see `tensorrt_context`).
+        TensorRT-RTX makes its own (see `context`).
         """
         if self._library.flavour == "tensorrt-rtx":
             if not self._context.can_be_captured(self._stream):

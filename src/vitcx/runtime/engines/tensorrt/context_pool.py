@@ -1,8 +1,8 @@
-"""Stations: each has what one thread at a time needs of an engine on a GPU, and keeps it.
+"""Execution contexts with their streams and buffers, shared by any number of threads.
 
-An execution context, a stream and buffers cost too much to be made for every thread that comes by,
-and threads come and go. So a call takes a station that is free, and one more is made only when all
-are taken: there are as many as there were calls at the same time.
+A context costs too much, in time and in the device's memory, to be made for every thread that comes
+by. So a call takes one that is free; where none is, one more is made, up to a number that does not
+depend on how many threads there are. Others wait.
 """
 
 from __future__ import annotations
@@ -18,58 +18,65 @@ from vitcx.runtime.errors import EngineError
 
 log = logging.getLogger("vitcx")
 
-_L = TypeVar("_L", bound=Closing)
+_C = TypeVar("_C", bound=Closing)
+
+# The device runs one batch while the next one is blended and copied beside it. A third would only
+# take memory: each holds a whole batch and the library's scratch memory.
+MOST_CONTEXTS = 2
 
 
-class Stations(Closing, Generic[_L]):
-    """Stations of one kind. Thread-safe; a context manager.
+class ContextPool(Closing, Generic[_C]):
+    """Contexts of one kind. Thread-safe; a context manager.
 
     Parameters
     ----------
-    make : a new station; `EngineError` where there is no room for one. Called without a lock.
+    make : a new one; `EngineError` where there is no room for it. Called without a lock, once when
+        the pool is made.
+    most : how many there are at the most. Fewer where there is no room for them, which the log says
+        once.
     """
 
-    def __init__(self, make: Callable[[], _L]) -> None:
+    def __init__(self, make: Callable[[], _C], most: int = MOST_CONTEXTS) -> None:
         self._make = make
         self._changed = threading.Condition()
-        self._free: list[_L] = [make()]  # the first one's error is the caller's
+        self._free: list[_C] = [make()]  # the first one's error is the caller's
         self._count = 1
-        self._most: int | None = None
+        self._most = most
         self._closed = False
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[_L]:
-        """A station for this thread alone. One that an error came out of is not used again.
+    def take(self) -> Iterator[_C]:
+        """One for this thread alone. One that an error came out of is not used again.
 
         Raises
         ------
         EngineError
-            The stations are closed.
+            The pool is closed.
         """
-        station = self._take()
+        taken = self._take()
         try:
-            yield station
+            yield taken
         except BaseException:
             with self._changed:
                 self._count -= 1
                 self._changed.notify()
             # What went wrong may go wrong here too, and the first error is the one to see.
             with contextlib.suppress(Exception):
-                station.close()
+                taken.close()
             raise
         with self._changed:
             closed = self._closed
             if not closed:
-                self._free.append(station)
+                self._free.append(taken)
                 self._changed.notify()
         if closed:
-            station.close()
+            taken.close()
 
-    def _take(self) -> _L:
+    def _take(self) -> _C:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closed or self._free or self._most != self._count
+                    lambda: self._closed or self._free or self._count < self._most
                 )
                 if self._closed:
                     _refuse()
@@ -82,17 +89,15 @@ class Stations(Closing, Generic[_L]):
                 with self._changed:
                     self._count -= 1
                     others = self._count
-                    first = self._most is None
                     if others and isinstance(error, EngineError):
                         self._most = others
                     self._changed.notify_all()
                 if not others or not isinstance(error, EngineError):
                     raise
-                if first:
-                    log.warning("threads share what there is of the engine: %s", error)
+                log.warning("threads share what there is of the engine: %s", error)
 
     def close(self) -> None:
-        """Close the stations; those in use when they are given back. Twice does no harm."""
+        """Close them; those in use when they are given back. Twice does no harm."""
         with self._changed:
             self._closed = True
             free, self._free = self._free, []
@@ -100,8 +105,8 @@ class Stations(Closing, Generic[_L]):
             # around.
             self._make = _refuse
             self._changed.notify_all()
-        for station in free:
-            station.close()
+        for context in free:
+            context.close()
 
 
 def _refuse() -> NoReturn:

@@ -22,11 +22,11 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.session import Batch, Scores, Session
-from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeStation, ScoreStation
+from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeContext, ScoreContext
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
-from vitcx.runtime.engines.tensorrt.context_pool import Stations
+from vitcx.runtime.engines.tensorrt.context_pool import ContextPool
 from vitcx.runtime.engines.tensorrt.library import find_library
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, kernels_path, plan_for
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
@@ -45,7 +45,7 @@ class TensorRTSession(Session):
 
     All memory is taken at construction, and a batch is run: where that does not fit, mask batches
     are halved until it does, which the log says once. A thread that comes when all contexts are
-    taken gets one more, or waits where there is no room for it.
+    taken gets one more, up to `MOST_CONTEXTS` of each kind, or waits.
 
     Parameters
     ----------
@@ -84,58 +84,57 @@ class TensorRTSession(Session):
         self.engine = flavour
         self.device = self._gpu.name
         asked = batch_size or DEFAULT_SHAPES.batch_size
-        self._opened = open_fitting(
-            lambda rows: _Opened(
-                PlanOrder(
-                    library,
-                    bundle,
-                    Shapes.of_session(rows, encode_images),
-                    options or BuildOptions(),
-                    self._gpu.name,
-                    self._gpu.compute_capability,
-                ),
-                self._gpu,
-            ),
-            asked,
-            is_out_of_memory,
-        )
+
+        def attempt(rows: int) -> _Opened:
+            order = PlanOrder(
+                library,
+                bundle,
+                Shapes.of_session(rows, encode_images),
+                options or BuildOptions(),
+                self._gpu.name,
+                self._gpu.compute_capability,
+            )
+            return _Opened(order, self._gpu)
+
+        with self._gpu.current():
+            self._opened = open_fitting(attempt, asked, is_out_of_memory)
         self.batch_size = self._opened.shapes.batch_size
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         most = self._opened.shapes.encode_images
-        with self._working("encoding"), self._opened.encoders.take() as station:
+        with self._working("encoding"), self._opened.encoders.take() as context:
             parts = [
-                station.encode(images[start : start + most])
+                context.encode(images[start : start + most])
                 for start in range(0, len(images), most)
             ]
         probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return probabilities, embedding
 
     def _score(self, batch: Batch) -> Scores:
-        with self._working("scoring"), self._opened.scorers.take() as station:
-            return station.score(batch)
+        with self._working("scoring"), self._opened.scorers.take() as context:
+            return context.score(batch)
 
     def _predict(self, images: FloatArray) -> FloatArray:
-        with self._working("predicting"), self._opened.scorers.take() as station:
+        with self._working("predicting"), self._opened.scorers.take() as context:
             return np.concatenate(
                 [
-                    station.predict(images[start : start + self.batch_size])
+                    context.predict(images[start : start + self.batch_size])
                     for start in range(0, len(images), self.batch_size)
                 ]
             )
 
     def _close(self) -> None:
-        self._opened.close()
+        with self._gpu.current():
+            self._opened.close()
 
     @contextlib.contextmanager
     def _working(self, doing: str) -> Iterator[None]:
-        with device_errors(f"{self.engine} on {self.device}: {doing}"):
-            self._gpu.make_current()  # CUDA's current device is the thread's
+        with device_errors(f"{self.engine} on {self.device}: {doing}"), self._gpu.current():
             yield
 
 
 class _Opened(Closing):
-    """Engines for certain shapes, and their stations; both kinds have one from the start.
+    """Engines for certain shapes, and the contexts on them; both kinds have one from the start.
 
     The engine is one, with both profiles, unless the bundle's encoder is a graph of its own.
     """
@@ -149,14 +148,14 @@ class _Opened(Closing):
         encoder = scorer if encode == score else _engine(encode)
         kernels = GpuKernels(gpu)
         score_compiled, encode_compiled = _compiled(score, SCORE), _compiled(encode, ENCODE)
-        self.scorers = Stations(
-            lambda: ScoreStation(
+        self.scorers = ContextPool(
+            lambda: ScoreContext(
                 library, scorer, gpu, manifest, kernels, score.shapes, score_compiled
             )
         )
         try:
-            self.encoders = Stations(
-                lambda: EncodeStation(
+            self.encoders = ContextPool(
+                lambda: EncodeContext(
                     library, encoder, gpu, manifest, encode.shapes, encode_compiled
                 )
             )
