@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitcx import dataset, evaluation, export, kernels, runtime, serving
     from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
     from vitcx.runtime.engines.registry import EngineStatus, probe_engines
     from vitcx.runtime.errors import (
@@ -25,21 +26,24 @@ if TYPE_CHECKING:
     from vitcx.runtime.explainer import Explainer, load
     from vitcx.runtime.explanation import Explanation
 
+    __version__: str
+
 _HOMES = {
-    "Bundle": "bundle",
-    "BundleError": "errors",
-    "EngineError": "errors",
-    "EngineStatus": "engines",
-    "Explainer": "explainer",
-    "Explanation": "explanation",
-    "InputError": "errors",
-    "Manifest": "bundle",
-    "MissingExtraError": "errors",
-    "VitcxError": "errors",
-    "load": "explainer",
-    "probe_engines": "engines",
-    "read_bundle": "bundle",
+    "Bundle": "vitcx.runtime.bundle",
+    "BundleError": "vitcx.runtime.errors",
+    "EngineError": "vitcx.runtime.errors",
+    "EngineStatus": "vitcx.runtime.engines.registry",
+    "Explainer": "vitcx.runtime.explainer",
+    "Explanation": "vitcx.runtime.explanation",
+    "InputError": "vitcx.runtime.errors",
+    "Manifest": "vitcx.runtime.bundle",
+    "MissingExtraError": "vitcx.runtime.errors",
+    "VitcxError": "vitcx.runtime.errors",
+    "load": "vitcx.runtime.explainer",
+    "probe_engines": "vitcx.runtime.engines.registry",
+    "read_bundle": "vitcx.runtime.bundle",
 }
+_PACKAGES = ("dataset", "evaluation", "export", "kernels", "runtime", "serving")
 
 __all__ = [
     "Bundle",
@@ -52,16 +56,36 @@ __all__ = [
     "Manifest",
     "MissingExtraError",
     "VitcxError",
+    "__version__",
+    "dataset",
+    "evaluation",
+    "export",
+    "kernels",
     "load",
     "probe_engines",
     "read_bundle",
+    "runtime",
+    "serving",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vitcx' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vitcx.runtime.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"vitcx.{name}")
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module 'vitcx' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("vitcx")
+    except metadata.PackageNotFoundError:  # run from a folder of sources, without installing
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

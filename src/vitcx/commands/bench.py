@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
+from numpy.typing import NDArray
 from rich.table import Table
 
 from vitcx.commands.options import imprecise_option
+from vitcx.commands.terminal import make_console, plain, say, say_json
 from vitcx.evaluation.speed import (
     describe_machine,
     interleave,
@@ -24,10 +25,13 @@ from vitcx.evaluation.speed import (
     stages,
     summary,
 )
+from vitcx.runtime.digests import replacing
 from vitcx.runtime.engines.registry import ENGINE_NAMES
-from vitcx.runtime.errors import EngineError, MissingExtraError
-from vitcx.runtime.explainer import load
+from vitcx.runtime.errors import EngineError, InputError, MissingExtraError
+from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.pictures.preprocess import prepare
+
+_NOISE_PICTURES = 2
 
 
 @click.command("bench")
@@ -38,7 +42,7 @@ from vitcx.runtime.pictures.preprocess import prepare
     multiple=True,
     default=("demo",),
     show_default=True,
-    help="'demo' or a bundle's folder; several compare models or precisions.",
+    help="'demo' or a bundle's folder. Repeat it to compare models or precisions.",
 )
 @click.option(
     "--engine",
@@ -47,14 +51,14 @@ from vitcx.runtime.pictures.preprocess import prepare
     default=("auto",),
     show_default=True,
     type=click.Choice(ENGINE_NAMES),
-    help="May be given several times.",
+    help="Repeat it to compare engines.",
 )
 @click.option(
     "--batch-size",
     "batch_sizes",
     multiple=True,
     type=click.IntRange(min=1),
-    help="May be given several times.  [default: the engine's]",
+    help="Repeat it to compare sizes.  [default: the engine's]",
 )
 @click.option(
     "--estimator",
@@ -63,10 +67,17 @@ from vitcx.runtime.pictures.preprocess import prepare
     default=("paper", "fast"),
     show_default=True,
     type=click.Choice(("paper", "fast", "antithetic")),
+    help="Repeat it to compare estimators.",
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
 @imprecise_option
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often each picture is timed.",
+)
 @click.option("--quick", is_flag=True, help="One round.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 def command(
@@ -81,72 +92,49 @@ def command(
     quick: bool,
     out: Path | None,
 ) -> None:
-    """Time explanations of IMAGES (without any: of noise, whose number of masks is its own).
+    """Measure how fast explanations are on this machine.
 
-    All combinations are loaded at once and take turns; an engine that cannot run here is left out,
-    and the reason is printed. The last line of the output is JSON.
+    Times explanations of IMAGES. Give your own: the time depends on the number of masks, and
+    without IMAGES noise is explained. All combinations of the options are loaded at once and take
+    turns. An engine that cannot run here is left out, with the reason. The last line of the output
+    is JSON.
+
+    \b
+    Example:
+      vitcx bench photo.jpg --bundle vit_base --engine onnxruntime --engine openvino
     """
-    console = Console(width=None if Console().is_terminal else 120)
     rounds = 1 if quick else rounds
+    if out is not None and out.is_dir():
+        raise InputError(f"--out '{out}' is a folder: give a file")
+    bundles = tuple(dict.fromkeys(bundles))
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[int], Any]] = {}
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
-        for bundle in bundles:
-            for engine in engines:
-                for size in batch_sizes or (None,):
-                    try:
-                        explainer = stack.enter_context(
-                            load(bundle, engine, threads, size, allow_imprecise)
-                        )
-                    except (EngineError, MissingExtraError) as error:
-                        left_out[f"{bundle} on {engine}"] = str(error)
-                        continue
-                    manifest = explainer.manifest
-                    if images:
-                        pixels = [prepare(path, manifest).pixels for path in images]
-                    else:
-                        rng = np.random.default_rng(0)
-                        shape = (3, *manifest.input_size)
-                        pixels = [rng.standard_normal(shape, dtype=np.float32) for _ in range(2)]
-                    for estimator in estimators:
-                        settings: dict[str, Any] = {"estimator": estimator}
-                        name = (
-                            f"{manifest.model_name} {manifest.precision} "
-                            f"{explainer.session.engine} batch {explainer.session.batch_size} "
-                            f"{estimator}"
-                        )
-                        explained = explainer.explain(pixels[0], **settings)  # also warms it
-
-                        def call(item: int, e: Any, p: Any, s: Any) -> Any:
-                            return e.explain(p[item], **s)
-
-                        calls[name] = partial(call, e=explainer, p=pixels, s=settings)
-                        rows[name] = {
-                            "masks": len(explained.masks),
-                            "stages": stages(explainer, pixels[0], settings),
-                            "packed_per_second": packed_rate(explainer, pixels, settings),
-                        }
+        for bundle, engine, size in itertools.product(
+            bundles, dict.fromkeys(engines), dict.fromkeys(batch_sizes) or (None,)
+        ):
+            try:
+                explainer = stack.enter_context(
+                    load(bundle, engine, threads, size, allow_imprecise)
+                )
+            except (EngineError, MissingExtraError) as error:
+                left_out[f"{bundle} on {engine}"] = str(error)
+                continue
+            shown = bundle if len(bundles) > 1 else ""
+            for name, estimator in _named(explainer, shown, dict.fromkeys(estimators)):
+                if name in rows:
+                    left_out[f"{bundle} on {engine}"] = f"it is measured already, as {name}"
+                    continue
+                rows[name], calls[name] = _prepare(explainer, images, {"estimator": estimator})
         if not calls:
             raise EngineError("; ".join(dict.fromkeys(left_out.values())))
-        samples = interleave(calls, len(images) or 2, rounds)
+        samples = interleave(calls, len(images) or _NOISE_PICTURES, rounds)
     for name, found in samples.items():
         rows[name] |= summary(found)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("what", no_wrap=True)
-    for heading in ("p50", "p99", "packed/s", "outside forwards"):
-        table.add_column(heading, justify="right")
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['p50']:.3f} s",
-            f"{row['p99']:.3f} s",
-            f"{row['packed_per_second']:.2f}",
-            f"{row['stages']['outside']:.1%}",
-        )
-    console.print(table)
+    make_console().print(_table(rows))
     for place, reason in left_out.items():
-        console.print(f"left out: {place}: {reason}", highlight=False, soft_wrap=True)
+        say(f"left out: {place}: {reason}")
     report = {
         "machine": describe_machine(),
         "matrix_gflops": matrix_rate() / 1e9,
@@ -154,7 +142,62 @@ def command(
         "left_out": left_out,
         "results": rows,
     }
-    line = json.dumps(report, ensure_ascii=False)
     if out is not None:
-        out.write_text(line + "\n", encoding="utf-8")
-    click.echo(line)
+        with replacing(out) as path:
+            path.write_text(json.dumps(report, ensure_ascii=True) + "\n", encoding="utf-8")
+    say_json(report)
+
+
+def _named(
+    explainer: Explainer, bundle: str, estimators: Sequence[str] | dict[str, None]
+) -> Iterator[tuple[str, str]]:
+    """What the rows of an explainer are called, and their estimators.
+
+    `bundle` tells apart bundles of one model; "" where there is only one.
+    """
+    manifest, session = explainer.manifest, explainer.session
+    where = f"{bundle}: " if bundle else ""
+    for estimator in estimators:
+        yield (
+            f"{where}{manifest.model_name} {manifest.precision} {session.engine} "
+            f"batch {session.batch_size} {estimator}",
+            estimator,
+        )
+
+
+def _prepare(
+    explainer: Explainer, images: Sequence[Path], settings: dict[str, Any]
+) -> tuple[dict[str, Any], Callable[[int], Any]]:
+    """What is measured before the turns are taken, and the call to time."""
+    pixels = _pixels(explainer, images)
+    explained = explainer.explain(pixels[0], **settings)  # also warms it
+    row = {
+        "masks": len(explained.masks),
+        "stages": stages(explainer, pixels[0], settings),
+        "packed_per_second": packed_rate(explainer, pixels, settings),
+    }
+    return row, lambda item: explainer.explain(pixels[item], **settings)
+
+
+def _pixels(explainer: Explainer, images: Sequence[Path]) -> list[NDArray[np.float32]]:
+    if images:
+        return [prepare(path, explainer.manifest).pixels for path in images]
+    rng = np.random.default_rng(0)
+    shape = (3, *explainer.manifest.input_size)
+    return [rng.standard_normal(shape, dtype=np.float32) for _ in range(_NOISE_PICTURES)]
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("what", overflow="fold")
+    for heading in ("p50", "p99", "packed/s", "outside\nforwards"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(
+            plain(name),
+            f"{row['p50']:.3f} s",
+            f"{row['p99']:.3f} s",
+            f"{row['packed_per_second']:.2f}",
+            f"{row['stages']['outside']:.1%}",
+        )
+    return table

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.text import Text
 
 from vitcx.commands.plan import build_and_tell
+from vitcx.commands.terminal import make_console, plain, say
 from vitcx.export import export_model
 from vitcx.runtime.bundle import ENCODERS, LAYERS, PRECISIONS
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
@@ -132,8 +133,7 @@ def command(
         raise InputError("--engine and --compute-capability go together: a plan is for a GPU")
     if engine is not None:
         check_capabilities(find_library(engine), capabilities)  # before the work, not after it
-    console = Console(stderr=True, highlight=False)
-    with console.status("starting") as status:
+    with make_console(stderr=True).status("starting") as status:
         bundle = export_model(
             model,
             out,
@@ -149,23 +149,24 @@ def command(
             attention=attention,
             check_images=check_images,
             force=force,
-            report=status.update,  # nothing where stderr is no terminal: --verbose logs the steps
+            # Nothing where stderr is no terminal: --verbose logs the steps.
+            report=lambda step: status.update(Text(plain(step))),
         )
     m = bundle.manifest
     megabytes = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
-    click.echo(
+    say(
         f"{bundle.path}: {m.model_name}, {m.input_size[0]}x{m.input_size[1]}, "
         f"{m.num_classes} classes, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
         f"at {m.layer_path}, {megabytes:.1f} MB"
     )
-    click.echo(
+    say(
         f"against torch on {m.parity['images']:.0f} images: probabilities within "
         f"{m.parity['probabilities_max_abs']:.1e}, embedding within "
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"
     )
     if figures := m.precision_figures:
-        click.echo(
+        say(
             f"{m.precision} against fp32 on {figures['images']:.0f} images, of which "
             f"{figures['photographs']:.0f} photographs: the same likeliest class in "
             f"{figures['top1_agreement']:.0%}, rank correlation of the maps "
@@ -174,9 +175,9 @@ def command(
             f"{figures['deletion_change']:+.4f}, insertion {figures['insertion_change']:+.4f}"
         )
         if not figures["photographs"]:
-            click.echo("give photographs with --check-image: drawn scenes say less")
+            say("give photographs with --check-image: drawn scenes say less")
     if problem := precision_problem(m):
-        click.echo(f"vitcx will refuse it without --allow-imprecise: {problem}")
+        say(f"vitcx will refuse it without --allow-imprecise: {problem}")
     if engine is not None:
         plan = Path(f"{bundle.path.resolve()}.plan")
         build_and_tell(bundle, plan, engine, Shapes().batch_size, options)

@@ -11,6 +11,7 @@ import click
 from rich.progress import TaskID
 
 from vitcx.commands.progress import progress_bar
+from vitcx.commands.terminal import say
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.engines.tensorrt.ahead import AheadPlan, build_ahead, take_plan
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
@@ -88,7 +89,7 @@ def take_command(plan: Path, bundle: Path, sha256: str) -> None:
         ENCODE: f"encoding up to {shapes.encode_images} images",
         SCORE: f"mask batches of {shapes.batch_size}",
     }
-    click.echo(
+    say(
         f"taken: {first.flavour} {first.version}, {first.precision}, "
         f"{' and '.join(uses[profile] for profile in shapes.profiles)}, for compute capability "
         f"{', '.join(key.compute_capability for key in keys)}"
@@ -118,14 +119,14 @@ def build_and_tell(
 
 def _tell(made: AheadPlan, precision: str) -> None:
     told = made.report
-    click.echo(
+    say(
         f"{made.path}: {told.library}, {precision}, for compute capability "
         f"{', '.join(told.targets)}, {told.bytes / 1e6:.1f} MB in {told.seconds:.1f} s"
     )
-    click.echo(f"  {told.attention_in_words()}")
+    say(f"  {told.attention_in_words()}")
     for warning in told.warnings:
-        click.echo(f"  warning: {warning}")
-    click.echo(f"  sha256 {made.digest}")
+        say(f"  warning: {warning}")
+    say(f"  sha256 {made.digest}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,6 +11,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from vitcx.commands.terminal import make_console
 
 
 def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool = True) -> Progress:
@@ -23,9 +24,9 @@ def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool 
     wanted : False shows nothing.
     transient : whether the bar goes away at the end.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         *columns,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,7 @@ def command(
     from vitcx.serving.app import make_app
     from vitcx.serving.desk import Limits
 
+    listening = _listen(host, port)  # before the model is loaded, which takes its time
     token = _read_token(token_file) if token_file else os.environ.get("VITCX_TOKEN")
     limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
@@ -78,8 +82,37 @@ def command(
             backlog=512,
         )
         server = _announcing(uvicorn)(config)
-        server.run()
+        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it: no failure
+            server.run(sockets=[listening])
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, or an `OSError` that says in a sentence why there is none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"cannot listen at '{host}': {_reason(error)}") from None
+    try:
+        if os.name == "posix":  # on Windows it would let two servers share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise OSError(
+                f"port {port} of {host} is in use: stop the program that uses it, or give "
+                "another --port (0 takes a free one)"
+            ) from None
+        raise OSError(f"cannot listen at {host}:{port}: {_reason(error)}") from None
+    return listening
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _announcing(uvicorn: Any) -> Any:

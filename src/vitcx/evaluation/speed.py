@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import resource
 import shlex
 import statistics
 import sys
@@ -41,13 +40,17 @@ def matrix_rate(seconds: float = 0.5) -> float:
     return 2 * _SIDE**3 / best
 
 
-def peak_memory() -> int:
-    """The most bytes this process has ever held; it never falls."""
+def peak_memory() -> int | None:
+    """The most bytes this process has ever held; it never falls. None where nothing tells it."""
     status = Path("/proc/self/status")
     if status.exists():  # `getrusage` tells what a parent held before its child's program began
         for line in status.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

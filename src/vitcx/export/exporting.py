@@ -26,6 +26,7 @@ from vitcx.runtime.bundle import (
 )
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.pictures.reading import read_picture
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def export_model(
     spec: ModelSpec | None = None,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
-    class_names: Sequence[str] | Path | None = None,
+    class_names: Sequence[str] | str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
     layer: str = "norm1",
     stage: int | None = None,
@@ -62,8 +63,8 @@ def export_model(
     spec : where the embedding of a module is that is not from timm.
     checkpoint : weights for a named model; None downloads timm's.
     num_classes : None takes those of the checkpoint or the hub.
-    class_names : C names, or a file of them (a JSON list, or one a line); None takes those of the
-        model's label set, or "class 0", ...
+    class_names : C names, or the path of a file of them (a JSON list, or one a line); None takes
+        those of the model's label set, or "class 0", ...
     img_size : side or (H, W) in pixels; None keeps the model's own.
     layer : "norm1" (input normalisation of the block, as the authors' code has it), "attn" (output
         of its attention) or "block". With a `spec`, which has its own path, only the manifest's
@@ -108,6 +109,9 @@ def export_model(
     if attention not in ("plain", "fused"):
         raise InputError(f"attention is {attention!r}, expected plain or fused")
     _check_target(target, force)
+    pictures = [Path(p) for p in check_images]
+    for picture in pictures:  # before the work of minutes, not after it
+        read_picture(picture)
     say("importing torch")
     require_export_extra()
 
@@ -125,9 +129,8 @@ def export_model(
     chosen = find_precision(precision)
     if encoder not in ENCODERS:
         raise InputError(f"encoder is {encoder!r}, expected one of {', '.join(ENCODERS)}")
-    pictures = [Path(p) for p in check_images]
-    if isinstance(class_names, Path):
-        class_names = read_class_names(class_names)
+    if isinstance(class_names, str | Path):
+        class_names = read_class_names(Path(class_names))
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise InputError(f"img_size is {img_size!r}, expected a positive side or (H, W)")

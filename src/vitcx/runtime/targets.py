@@ -1,11 +1,25 @@
-"""Which classes to explain: None, an index, a name, a list of them, or ``topN``."""
+"""Which classes to explain, and what a word means as a target.
+
+One rule holds wherever a target is written: on the command line, in a list of a data set, in a
+request to the server, in Python. A number (an ``int``) is an index. A word is, in this order,
+
+1. the name of a class, if it is exactly that (letter case and spaces around it do not count),
+2. ``topN``: the N likeliest classes,
+3. an index, if it is made of digits (``3``; ``3.0``, as tables write it), or is ``index:3``,
+4. one of the synonyms of a class whose name lists several ("tabby, tabby cat").
+
+So ``3`` is the class with index 3, unless a class is called "3"; ``index:3`` is always an index.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import operator
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +28,8 @@ from numpy.typing import NDArray
 from vitcx.runtime.errors import InputError
 
 _TOP = re.compile(r"top([1-9][0-9]{0,5})")
+# Python refuses to read numbers of thousands of digits; no model has a class beyond 18.
+_INDEX = re.compile(r"(?:index:\s*)?([0-9]{1,18})(?:\.0{1,18})?")
 
 
 def resolve_targets(
@@ -23,8 +39,8 @@ def resolve_targets(
 
     Parameters
     ----------
-    targets : None (the likeliest class), an int, a class name, ``"topN"``, or a sequence of ints
-        and names.
+    targets : None (the likeliest class), an int (an index), a word (see the module's rule), or a
+        sequence of ints and words.
     probabilities : (C,) float32.
     class_names : C names.
 
@@ -33,53 +49,120 @@ def resolve_targets(
     InputError
         If a class does not exist, or a name fits several.
     """
+    names = tuple(class_names)
     if targets is None:
-        targets = "top1"
-    if isinstance(targets, str) and (match := _TOP.fullmatch(targets)):
-        count = int(match[1])
-        if count > len(class_names):
-            raise InputError(f"target {targets!r}: the model has only {len(class_names)} classes")
-        order = np.argsort(-probabilities, kind="stable")
-        return tuple(int(index) for index in order[:count])
-    if isinstance(targets, str) or not isinstance(targets, Sequence | np.ndarray | set):
-        return (_one(targets, class_names),)
+        return _likeliest(1, probabilities)
+    if isinstance(targets, str):
+        return _by_word(targets, probabilities, names)
+    if not isinstance(targets, Sequence | np.ndarray | set) or getattr(targets, "ndim", 1) == 0:
+        return (_by_index(targets, names),)
     if len(targets) == 0:
         raise InputError("targets is empty: give None for the likeliest class, or name some")
-    return tuple(_one(target, class_names) for target in targets)
+    found: list[int] = []
+    for target in targets:
+        if isinstance(target, str):
+            found += _by_word(target, probabilities, names)
+        else:
+            found.append(_by_index(target, names))
+    return tuple(found)
 
 
-def _one(target: Any, class_names: Sequence[str]) -> int:
-    if isinstance(target, str):
-        return _by_name(target, class_names)
+def read_target(cell: Any) -> int | str | None:
+    """A target out of a table, whose columns may hold numbers as floats and gaps as NaN.
+
+    Parameters
+    ----------
+    cell : text, a number, or None.
+
+    Returns
+    -------
+    an index, a word as `resolve_targets` takes it, or None for a gap.
+
+    Raises
+    ------
+    InputError
+        If it is none of these; the sentence does not say where the cell is.
+    """
+    if isinstance(cell, str):
+        return cell.strip() or None
+    if cell is None or (isinstance(cell, float | np.floating) and math.isnan(cell)):
+        return None
+    if not isinstance(cell, bool | np.bool_):
+        if isinstance(cell, float | np.floating) and math.isfinite(cell) and cell % 1 == 0:
+            return int(cell)
+        try:
+            return operator.index(cell)
+        except TypeError:
+            pass
+    raise InputError(f"{cell!r:.100} is neither a class index nor a class name")
+
+
+def _likeliest(count: int, probabilities: NDArray[np.float32]) -> tuple[int, ...]:
+    order = np.argsort(-probabilities, kind="stable")
+    return tuple(int(index) for index in order[:count])
+
+
+def _by_index(target: Any, names: tuple[str, ...]) -> int:
     try:
         if isinstance(target, bool):
             raise TypeError
         index = operator.index(target)
     except TypeError:
         raise InputError(
-            f"target {target!r} is a {type(target).__name__}: give a class index, a class name, "
-            "a list of them, 'top5', or None"
+            f"target {target!r:.100} is a {type(target).__name__}: give a class index, a class "
+            "name, a list of them, 'top5', or None"
         ) from None
-    if not 0 <= index < len(class_names):
+    if not 0 <= index < len(names):
         raise InputError(
-            f"target {index} does not exist: the model has classes 0 to {len(class_names) - 1}"
+            f"target {index} does not exist: the model has classes 0 to {len(names) - 1}"
         )
     return index
 
 
-def _by_name(name: str, class_names: Sequence[str]) -> int:
-    wanted = name.strip().casefold()
-    exact = [i for i, known in enumerate(class_names) if known.casefold() == wanted]
-    found = exact or [
-        i
-        for i, known in enumerate(class_names)
-        if wanted in (part.strip() for part in known.casefold().split(","))
-    ]
+def _by_word(
+    word: str, probabilities: NDArray[np.float32], names: tuple[str, ...]
+) -> tuple[int, ...]:
+    wanted = _folded(word)
+    whole, parts = _places(names)
+    if found := whole.get(wanted):
+        return (_only(word, found),)
+    if top := _TOP.fullmatch(wanted):
+        count = int(top[1])
+        if count > len(names):
+            raise InputError(f"target {word!r}: the model has only {len(names)} classes")
+        return _likeliest(count, probabilities)
+    if number := _INDEX.fullmatch(wanted):
+        return (_by_index(int(number[1]), names),)
+    if found := parts.get(wanted):
+        return (_only(word, found),)
+    close = difflib.get_close_matches(wanted, whole, n=3) if len(wanted) <= 100 else []
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    raise InputError(f"the model has no class called {word!r:.100}{hint}")
+
+
+def _only(word: str, found: Sequence[int]) -> int:
     if len(found) == 1:
         return found[0]
-    if found:
-        indices = ", ".join(map(str, found[:8]))
-        raise InputError(f"several classes are called {name!r} ({indices}): give the index")
-    close = difflib.get_close_matches(wanted, [c.casefold() for c in class_names], n=3)
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-    raise InputError(f"the model has no class called {name!r}{hint}")
+    indices = ", ".join(map(str, found[:8]))
+    raise InputError(
+        f"several classes are called {word!r} ({indices}): give the index, index:{found[0]}"
+    )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+@functools.lru_cache(maxsize=8)
+def _places(
+    names: tuple[str, ...],
+) -> tuple[Mapping[str, Sequence[int]], Mapping[str, Sequence[int]]]:
+    """Indices by whole name, and by each synonym of a name that lists several."""
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        folded = _folded(name)
+        whole.setdefault(folded, []).append(index)
+        for part in {part.strip() for part in folded.split(",")}:
+            parts.setdefault(part, []).append(index)
+    return whole, parts
