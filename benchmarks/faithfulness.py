@@ -1,17 +1,17 @@
 """What else the paper claims: appendix B and F, figures 4 and 6, section 3.4.
 
-``python -m benchmarks.faithfulness --bundle DIR IMAGES...`` prints the statistics of the masks and
-the sensitivity of the maps to δ and σ, and draws coverage beside the map (figure 6); ``--model``
-with the weights also randomises the model from the head down and compares the maps (Adebayo et
-al., "Sanity checks for saliency maps", NeurIPS 2018). The bundle 'demo' needs neither: it draws
-its scenes, and its weights are read from its graph. With ``--out``, a line for each picture and
-question is kept as it comes, and a run that was stopped, or is given more pictures, goes on. The
-last line of the output is JSON.
+    python -m benchmarks.faithfulness PHOTOGRAPHS --bundle DIR --checkpoint FILE --out OUT
+
+prints the statistics of the masks and the sensitivity of the maps to δ and σ, and draws coverage
+beside the map (figure 6). With ``--checkpoint`` it also randomises the model from the head down and
+compares the maps (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018). The bundle
+'demo' needs neither: it draws its scenes, and its weights are read from its graph. With ``--out``,
+a line for each picture and question is kept as it comes, and a run that was stopped, or is given
+more pictures, goes on.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,17 @@ import click
 import numpy as np
 from rich.progress import track
 
-from benchmarks.embedded import embedded_module
-from benchmarks.sources import DEMO
+from benchmarks.command import Benchmark, bundle_option, finish, images_argument, out_option
+from benchmarks.models import DEMO, open_model
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
 from vitcx.evaluation.masks import mean_similarity, overdetermination
 from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.speed import describe_run
 from vitcx.evaluation.subjects import find_pictures
-from vitcx.export.sources.timm_models import timm_model
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.method.masks import vit_masks
 from vitcx.runtime.pictures.preprocess import denormalise, normalise, prepare
 
@@ -44,19 +42,19 @@ NOISES = (0.05, 0.1, 0.2, 0.4)
 Pictures = dict[str, Any]
 
 
-@click.command()
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--bundle", required=True, help="Folder, or 'demo'.")
-@click.option("--model", "name", help="timm name of the same model, for the sanity check.")
-@click.option("--checkpoint", type=click.Path(path_type=Path))
+@click.command(cls=Benchmark)
+@images_argument
+@bundle_option
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="The bundle's weights: sanity check."
+)
 @click.option("--limit", default=20, show_default=True, help="Pictures.")
 @click.option("--sanity-limit", default=10, show_default=True, help="Of them, sanity check.")
 @click.option("--steps", default=28, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for figures and JSON.")
+@out_option("Folder for figures and JSON.")
 def main(
     images: tuple[Path, ...],
     bundle: str,
-    name: str | None,
     checkpoint: Path | None,
     limit: int,
     sanity_limit: int,
@@ -66,7 +64,8 @@ def main(
     """Statistics of masks, sensitivity to δ and σ, and the sanity check, on IMAGES."""
     if not images and bundle != DEMO:
         raise InputError("give IMAGES, files or folders: only the bundle 'demo' draws its own")
-    with load(bundle) as explainer:
+    with open_model(bundle, checkpoint) as model:
+        explainer = model.explainer
         manifest = explainer.manifest
         if images:
             found = find_pictures(images)[:limit]
@@ -82,7 +81,6 @@ def main(
         for chosen in track(settings, "sensitivity", transient=True):
             _measure_faithfulness(explainer, pictures, chosen, steps, records)
         report = {
-            **describe_run(("vitcx", "onnxruntime", "numpy")),
             "model": manifest.model_name,
             "steps": steps,
             **_sum_up(pictures, settings, records),
@@ -94,20 +92,12 @@ def main(
             plain = explainer.explain(picture, coverage_correction=False)
             drawn = denormalise(picture, manifest)
             draw_coverage(drawn, explainer.explain(picture), plain, out / "coverage.jpg")
-        if name is not None or bundle == DEMO:
-            module = (
-                embedded_module(explainer.bundle.model_path)
-                if name is None
-                else timm_model(name, checkpoint)[0]
-            )
+        if checkpoint is not None or model.embedded:
             few = dict(list(pictures.items())[:sanity_limit])
-            report["randomised"] = _sanity(module, explainer, few, records)
+            report["randomised"] = _sanity(model.module, explainer, few, records)
     for key, value in report.items():
         click.echo(f"{key}: {value}")
-    line = json.dumps(report)
-    if out is not None:
-        (out / "faithfulness.json").write_text(line + "\n", encoding="utf-8")
-    click.echo(line)
+    finish(report, None if out is None else out / "faithfulness.json", ("onnxruntime", "torch"))
 
 
 def _key(settings: Mapping[str, float]) -> str:

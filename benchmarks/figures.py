@@ -1,16 +1,20 @@
-"""Figures for the page of proof, on public-domain photographs of scikit-image.
+"""Figures of the documentation, on public-domain photographs of scikit-image.
 
-``python -m benchmarks.figures --bundle DIR --model NAME --checkpoint FILE --out FOLDER`` draws
-``methods.jpg`` (the maps of every method) and ``coverage.jpg`` (figure 6 of the paper: coverage
-beside the map, not corrected and corrected); ``--records`` of `benchmarks.table1` draws
-``curves.jpg`` too.
+    python -m benchmarks.figures --bundle DIR --checkpoint FILE --out FOLDER [--precisions]
+
+draws ``methods.jpg`` (the maps of every method) and ``coverage.jpg`` (figure 6 of the paper:
+coverage beside the map, not corrected and corrected). ``--records`` of `benchmarks.table1` draws
+``curves.jpg`` too; ``--precisions`` draws ``precisions.jpg`` alone: maps by precision, with each
+graph's own masks and with float32's, bf16 by its stand-in on the CPU.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +25,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.methods import Model, method
+from benchmarks.command import Benchmark, bundle_option, finish
+from benchmarks.methods import METHODS, method
+from benchmarks.models import open_model
 from vitcx.evaluation.study import summarise
-from vitcx.export.sources.timm_models import timm_model
 from vitcx.runtime.digests import replacing
-from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.pictures.preprocess import denormalise, prepare
 
 FloatArray = NDArray[np.float32]
 PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
-COLUMNS = (
-    "ViT-CX",
-    "Rollout",
-    "Partial LRP",
-    "CGW1",
-    "CGW2",
-    "TAM",
-    "Occlusion",
-    "RISE",
-    "Score-CAM",
-    "Grad-CAM",
-    "Integrated-Grad",
-    "Smooth-Grad",
-)
+REDUCED = ("bf16", "int8")
+MASKS = {"same": "its own masks", "fp32": "float32's masks"}
 
 
 def shown(saliency: FloatArray) -> FloatArray:
@@ -137,21 +130,45 @@ def photographs(explainer: Explainer) -> Iterator[tuple[str, FloatArray, int]]:
         yield f"{name}: {_short(names[target])}", pixels, target
 
 
-@click.command()
-@click.option("--bundle", required=True, type=click.Path(path_type=Path))
-@click.option("--model", "name", required=True, help="timm name of the same model.")
-@click.option("--checkpoint", type=click.Path(path_type=Path))
-@click.option("--methods", default=",".join(COLUMNS), show_default=True, help="RISE-N: N masks.")
+def draw_precisions(explainer: Explainer, path: Path) -> None:
+    """Maps of the reduced graphs of a float32 bundle beside its own."""
+    from benchmarks.precision import write_bundle
+    from vitcx.export.precision.measuring import open_graph
+
+    source = explainer.bundle
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        reduced = {
+            f"{name}, {MASKS[encoder]}": stack.enter_context(
+                open_graph(write_bundle(source, name, Path(scratch) / f"{name} {encoder}", encoder))
+            )
+            for name in REDUCED
+            for encoder in MASKS
+        }
+        pictures, maps = {}, {}
+        for title, pixels, target in photographs(explainer):
+            pictures[title] = denormalise(pixels, source.manifest)
+            maps[title] = {
+                label: opened.explain(pixels, target).saliency[0]
+                for label, opened in {"float32": explainer, **reduced}.items()
+            }
+        draw_grid(pictures, maps, path, width=1.7)
+
+
+@click.command(cls=Benchmark)
+@bundle_option
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's weights.")
+@click.option("--methods", default=",".join(METHODS), show_default=True, help="RISE-N: N masks.")
 @click.option("--records", type=click.Path(path_type=Path), help="records.jsonl of table 1.")
 @click.option("--curves", default="", help="Methods of the curves, commas.")
+@click.option("--precisions", is_flag=True, help="Draw precisions.jpg alone.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
 def main(
-    bundle: Path,
-    name: str,
+    bundle: str,
     checkpoint: Path | None,
     methods: str,
     records: Path | None,
     curves: str,
+    precisions: bool,
     out: Path,
 ) -> None:
     """Draw the figures."""
@@ -160,13 +177,16 @@ def main(
     if records is not None:
         lines = [json.loads(line) for line in records.read_text("utf-8").splitlines()[1:]]
         draw_curves(lines, curves.split(","), out / "curves.jpg")
-    module, _ = timm_model(name, checkpoint)
-    with load(bundle) as explainer:
-        model = Model(module, explainer)
+    with open_model(bundle, checkpoint, allow_imprecise=precisions) as model:
+        explainer = model.explainer
+        if precisions:
+            draw_precisions(explainer, out / "precisions.jpg")
+            finish({"written": str(out)}, None)
+            return
         pictures, maps = {}, {}
         for title, pixels, target in track(list(photographs(explainer)), "maps", transient=True):
             pictures[title] = denormalise(pixels, explainer.manifest)
-            maps[title] = {m: method(m)(model, pixels, target) for m in methods.split(",")}
+            maps[title] = {m: method(m)(model, pixels, target)[0] for m in methods.split(",")}
             if len(maps) == 1:
                 draw_coverage(
                     pictures[title],
@@ -175,7 +195,7 @@ def main(
                     out / "coverage.jpg",
                 )
     draw_grid(pictures, maps, out / "methods.jpg")
-    click.echo(json.dumps({"written": str(out)}))
+    finish({"written": str(out)}, None)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Tables 1 and 2 of the paper: every method, every variant, on your pictures and models.
+"""Tables 1 and 2 of the paper: every method, every variant, on your pictures and your model.
 
-``python -m benchmarks.table1 --images DIR --annotations CSV --models vit_base_patch16_224,...``
-takes the weights of timm's hub; ``--checkpoint`` those of a file. ``--models demo`` is the embedded
-model on drawn scenes, each object a picture of its own, with the truth known. It keeps a line for
-each picture and method in ``--out``, and goes on where it was stopped.
+    python -m benchmarks.table1 PHOTOGRAPHS --bundle DIR --checkpoint FILE --out OUT
+
+The embedded model, ``--bundle demo``, needs no more than ``--out``: it draws scenes, each object a
+picture of its own, with the truth known. A line for each picture and method is kept in OUT, and a
+run that was stopped goes on.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,16 +17,25 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import nn
 
-from benchmarks.authors import load_authors, run_authors
-from benchmarks.methods import METHODS, VARIANTS, Explain, Model, NotApplicable, method
-from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of
-from benchmarks.sources import DEMO, Source
+from benchmarks.command import Benchmark, bundle_option, finish, images_argument
+from benchmarks.methods import (
+    AUTHORS,
+    METHODS,
+    SHAPLEY,
+    VARIANTS,
+    Explain,
+    Model,
+    NotApplicable,
+    authors_method,
+    method,
+    of_engine,
+    shapley_method,
+)
+from benchmarks.models import DEMO, open_model
 from vitcx.commands.progress import count
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS
@@ -40,14 +49,18 @@ from vitcx.evaluation.study import (
     run_study,
     summarise,
 )
-from vitcx.evaluation.subjects import Subject, find_pictures
-from vitcx.runtime.bundle import Manifest
-from vitcx.runtime.digests import replacing
+from vitcx.evaluation.subjects import Subject, find_pictures, picture_subjects, scene_subjects
 from vitcx.runtime.errors import InputError
 
-AUTHORS = "authors' code"
 RANDOM = "random order"
 REFERENCE = "ViT-CX"
+PAPER = Path(__file__).parent / "results" / "paper_tables.json"
+# The paper's columns, by how timm's names of its models begin.
+COLUMNS = {
+    "vit_base_patch16_224": "ViT-B",
+    "deit_base_distilled_patch16_224": "DeiT-B",
+    "swin_base_patch4_window7_224": "Swin-B",
+}
 
 
 def answers_by(model: Model, explain: Explain) -> Callable[[Iterable[Subject]], Iterator[Answer]]:
@@ -58,47 +71,26 @@ def answers_by(model: Model, explain: Explain) -> Callable[[Iterable[Subject]], 
             target = subject.target
             if target is None:
                 target = int(model.explainer.session.predict(subject.pixels[None])[0].argmax())
-            saliency = np.asarray(explain(model, subject.pixels, target), dtype=np.float32)
-            yield Answer(subject, target, np.ascontiguousarray(saliency))
+            saliency, facts = explain(model, subject.pixels, target)
+            yield Answer(subject, target, np.ascontiguousarray(saliency, np.float32), facts)
 
     return answers
 
 
-def _variant(settings: dict[str, Any]) -> Explain:
-    return lambda model, image, target: model.explainer.explain(image, target, **settings).saliency[
-        0
-    ]
-
-
-def _authors(place: str, threshold: float) -> Explain:
-    function = load_authors(place)
-
-    def explain(model: Model, image: Any, target: int) -> Any:
-        torch.manual_seed(0)
-        return run_authors(function, model.module, image, target, threshold=threshold)
-
-    return explain
-
-
-def _shapley(weights: Path, classifier: nn.Module) -> Explain:
-    from benchmarks.methods.shapley import load_shapley, shapley_map
-
-    learned = load_shapley(weights, classifier)
-    return lambda model, image, target: shapley_map(learned, model.module, image, target)
-
-
 def chosen_calls(
-    methods: str, variants: str, random_masks: int, authors: str | None, manifest: Manifest
+    methods: str, variants: str, random_masks: int, authors: str | None, model: Model
 ) -> dict[str, Explain]:
     """Methods, variants of table 2 and the authors' code, by the names of their rows."""
     calls = {name: method(name) for name in filter(None, methods.split(","))}
     for variant in VARIANTS if variants == "all" else filter(None, variants.split(",")):
+        if variant not in VARIANTS:
+            raise InputError(f"'{variant}' is no variant of table 2: {', '.join(VARIANTS)}")
         settings = dict(VARIANTS[variant])
         if settings.get("method") == "random-cx":
             settings["mask_count"] = random_masks
-        calls.setdefault(variant, _variant(settings))
+        calls.setdefault(variant, of_engine(**settings))
     if authors is not None:
-        calls[AUTHORS] = _authors(authors, manifest.distance_threshold)
+        calls[AUTHORS] = authors_method(authors, model.explainer.manifest.distance_threshold)
     return calls
 
 
@@ -112,7 +104,6 @@ def measure(
     canvas: str,
 ) -> list[str]:
     """Judge what `records` lacks; returns the names of those that cannot explain the model."""
-    assert model.explainer is not None
     session = model.explainer.session
     makers: dict[str, AnswerMaker] = {n: answers_by(model, call) for n, call in calls.items()}
     makers[RANDOM] = lambda asked: random_order(session, asked)
@@ -139,11 +130,11 @@ def measure(
     return not_applicable
 
 
-@click.command()
-@click.option("--images", multiple=True, type=click.Path(path_type=Path), help="Not for 'demo'.")
+@click.command(cls=Benchmark)
+@images_argument
+@bundle_option
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's weights.")
 @click.option("--annotations", "--labels", type=click.Path(path_type=Path), help="CSV.")
-@click.option("--models", default="deit_tiny_patch16_224", show_default=True, help="timm, commas.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="For a single model.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="RISE-N: N masks.")
 @click.option("--variants", default="", help="Of table 2, commas, or 'all'.")
@@ -159,9 +150,9 @@ def measure(
 @click.option("--report", "only_report", is_flag=True, help="Measure nothing: sum up what is kept.")
 def main(
     images: tuple[Path, ...],
-    annotations: Path | None,
-    models: str,
+    bundle: str,
     checkpoint: Path | None,
+    annotations: Path | None,
     out: Path,
     methods: str,
     variants: str,
@@ -176,68 +167,62 @@ def main(
     explain_label: bool,
     only_report: bool,
 ) -> None:
-    """Reproduce tables 1 and 2."""
+    """Reproduce tables 1 and 2 on IMAGES, files or folders."""
     warnings.simplefilter("ignore")
-    if not images and models != DEMO:
-        raise InputError("give --images, files or folders: only the model 'demo' draws its own")
-    console = Console(width=None if Console().is_terminal else 130)
+    if not images and bundle != DEMO:
+        raise InputError("give IMAGES, files or folders: only the bundle 'demo' draws its own")
     known = read_annotations(annotations) if annotations else {}
-    report: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "steps": steps,
-        "canvas": canvas,
-        "models": {},
-    }
-    for name in models.split(","):
-        pictures = find_pictures(images)[:limit]
-        source = Source(name, checkpoint, pictures, known, scenes, explain_label, squash)
-        with source.open(out / name) as model:
-            assert model.explainer is not None
-            manifest = model.explainer.manifest
-            context = {
-                "model_sha256": manifest.model_sha256,
-                "steps": steps,
-                "canvas": canvas,
-                "squash": squash,
-                "explain_label": explain_label,
-            }
-            records = Records(out / name / "records.jsonl", context)
-            lines, not_applicable = list(records), []
-            if not only_report:
-                subjects = source.subjects(manifest)
-                calls = chosen_calls(methods, variants, random_masks, authors_code, manifest)
-                if shapley is not None and name == DEMO:
-                    calls["ViT Shapley"] = _shapley(shapley, model.module)
-                not_applicable = measure(
-                    model, subjects, calls, records, steps=steps, canvas=canvas
+    with open_model(bundle, checkpoint) as model:
+        manifest = model.explainer.manifest
+        context = {
+            "model_sha256": manifest.model_sha256,
+            "steps": steps,
+            "canvas": canvas,
+            "squash": squash,
+            "explain_label": explain_label,
+        }
+        records = Records(out / "records.jsonl", context)
+        lines, not_applicable = list(records), []
+        if not only_report:
+            pictures = find_pictures(images)[:limit]
+            subjects = list(
+                scene_subjects(manifest, scenes)
+                if not pictures
+                else picture_subjects(
+                    pictures, manifest, known, explain_label=explain_label, squash=squash
                 )
-                names = {subject.name for subject in subjects}
-                rows = {*calls, RANDOM}
-                lines = [r for r in records if r["image"] in names and r["method"] in rows]
-        found = summarise(lines)
-        if REFERENCE in found:
-            for label in found:
-                found[label]["difference_minus_vit_cx"] = vars(paired(lines, label, REFERENCE))
-        report["models"][name] = {"methods": found, "not_applicable": not_applicable}
-        _print(console, name, found, not_applicable)
-    with replacing(out / "table1.json") as path:
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    click.echo(json.dumps({"written": str(out / "table1.json")}))
+            )
+            calls = chosen_calls(methods, variants, random_masks, authors_code, model)
+            if shapley is not None and model.embedded:
+                calls[SHAPLEY] = shapley_method(shapley, model)
+            not_applicable = measure(model, subjects, calls, records, steps=steps, canvas=canvas)
+            names, rows = {subject.name for subject in subjects}, {*calls, RANDOM}
+            lines = [r for r in records if r["image"] in names and r["method"] in rows]
+    found = summarise(lines)
+    if REFERENCE in found:
+        for label in found:
+            found[label]["difference_minus_vit_cx"] = vars(paired(lines, label, REFERENCE))
+    _print(manifest.model_name, found, not_applicable)
+    report = {**context, "model": manifest.model_name, "methods": found}
+    report["not_applicable"] = not_applicable
+    finish(report, out / "table1.json", ("onnxruntime", "torch", "timm"))
 
 
-def _print(console: Console, name: str, found: Any, not_applicable: list[str]) -> None:
-    column = column_of(name)
+def _print(name: str, found: Any, not_applicable: list[str]) -> None:
+    console = Console(width=None if Console().is_terminal else 130)
+    column = next((paper for start, paper in COLUMNS.items() if name.startswith(start)), None)
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
     table = Table(title=name, box=None, pad_edge=False, title_justify="left")
     table.add_column("method", no_wrap=True)
     table.add_column("n", justify="right")
-    headings = ("del ↓", "ins ↑", "ins - del ↑", "minus ViT-CX's", "pointing", "localised")
+    headings = ("del ↓", "ins ↑", "SRG ↑", "minus ViT-CX's", "pointing", "localised")
     for heading in (*headings, "paper's"):
         table.add_column(heading, justify="right")
     for label, row in found.items():
         base = "RISE" if label.startswith("RISE-") else label
-        paper = TABLE_2.get(label) if label.startswith("Variant") else None
-        if column is not None and paper is None:
-            paper = TABLE_1.get(base, {}).get(column)
+        theirs = paper["table_1"].get(base, {}).get(column)
+        if label.startswith("Variant"):
+            theirs = paper["table_2"].get(label)
         less = row.get("difference_minus_vit_cx")
         pointing = row.get("pointing_small")
         place = row.get("localisation")
@@ -250,7 +235,7 @@ def _print(console: Console, name: str, found: Any, not_applicable: list[str]) -
             "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**less) if less else "-",
             f"{pointing['mean']:.0%} of {pointing['count']}" if pointing else "-",
             f"{place['accuracy']:.0%}" if place else "-",
-            f"{paper[0]:.3f} {paper[1]:.3f} {paper[2]:.0%}" if paper else "-",
+            f"{theirs[0]:.3f} {theirs[1]:.3f} {theirs[2]:.0%}" if theirs else "-",
         )
     for label in not_applicable:
         table.add_row(label, *["—"] * 8)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.methods import NotApplicable
 from vitcx.kernels.host.upsampling import upsample
 
 FloatArray = NDArray[np.float32]
@@ -21,10 +22,6 @@ FloatArray = NDArray[np.float32]
 # TAM's settings as its authors publish them.
 TAM_FIRST_BLOCK = 4
 TAM_STEPS = 20
-
-
-class NotApplicable(ValueError):
-    """The method cannot explain this model; the paper's tables have a dash there."""
 
 
 @contextlib.contextmanager

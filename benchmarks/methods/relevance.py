@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.methods.attention import NotApplicable, attention_maps, to_map
+from benchmarks.methods import NotApplicable
+from benchmarks.methods.attention import attention_maps, to_map
 
 FloatArray = NDArray[np.float32]
 _TINY = 1e-12

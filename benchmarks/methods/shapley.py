@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.embedded import embedded_module
+from benchmarks.models import embedded_module
 from vitcx.evaluation.subjects import scene_subjects
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.kernels.host.upsampling import upsample

@@ -1,6 +1,7 @@
 """What the methods' papers state of them, on a small random ViT."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from benchmarks.methods import attention, relevance  # noqa: E402
+from benchmarks.methods import NotApplicable, attention, method, relevance  # noqa: E402
 from vitcx.export.sources.timm_import import import_timm  # noqa: E402
 from vitcx.kernels.host.upsampling import upsample  # noqa: E402
+from vitcx.runtime.errors import InputError  # noqa: E402
 
 
 def test_rollout_rows_sum_to_1(vit, image):
@@ -85,10 +87,26 @@ def test_cgw1_and_partial_lrp_give_maps(vit, image):
         assert found.max() > found.min()
 
 
+@pytest.mark.parametrize(
+    ("name", "passes"), [("Rollout", 1), ("CGW2", 2), ("TAM", 41), ("Grad-CAM", 2), ("CGW1", 4)]
+)
+def test_the_price_of_a_method_is_its_passes_there_and_back(vit, image, name, passes):
+    model = SimpleNamespace(module=vit)
+    saliency, facts = method(name)(model, image, 2)
+    assert saliency.shape == (32, 32)
+    assert facts == {"passes": passes}
+    assert not vit._forward_hooks
+
+
+def test_a_method_that_does_not_exist_is_named_with_those_that_do():
+    with pytest.raises(InputError, match="there is no method 'LIME'"):
+        method("LIME")
+
+
 def test_models_without_a_class_token_are_not_applicable(image):
-    with pytest.raises(attention.NotApplicable, match="CLS"):
+    with pytest.raises(NotApplicable, match="CLS"):
         attention.rollout(torch.nn.Linear(1, 1), image, 0)
-    with pytest.raises(attention.NotApplicable):
+    with pytest.raises(NotApplicable):
         relevance.partial_lrp(torch.nn.Linear(1, 1), image, 0)
 
 

@@ -14,7 +14,8 @@ pytest.importorskip("torch", reason="needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="needs the extra 'export'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
-from benchmarks import precision, precision_figure
+from benchmarks import precision
+from benchmarks.figures import main as draw_figures
 from tests.export import tiny
 from vitcx.export import export_model
 from vitcx.runtime.bundle import Bundle
@@ -82,7 +83,6 @@ def test_an_engine_is_compared_on_the_float32_bundle_itself(bundle: Bundle, pict
 
 def test_the_picture_has_maps_with_both_kinds_of_masks(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("skimage")
-    out = tmp_path / "precision.jpg"
-    assert run(precision_figure.main, "--bundle", bundle.path, "--out", out) == str(out)
-    with Image.open(out) as drawn:
+    run(draw_figures, "--bundle", bundle.path, "--precisions", "--out", tmp_path)
+    with Image.open(tmp_path / "precisions.jpg") as drawn:
         assert drawn.width > drawn.height > 300

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("safetensors")
 
-from benchmarks.embedded import embedded_module  # noqa: E402
 from benchmarks.methods import shapley  # noqa: E402
+from benchmarks.models import embedded_module  # noqa: E402
 from vitcx.evaluation.subjects import scene_subjects  # noqa: E402
 from vitcx.runtime.explainer import load  # noqa: E402
 

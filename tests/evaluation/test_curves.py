@@ -9,6 +9,7 @@ from vitcx.evaluation.curves import (
     score_curves,
     taken_pixels,
 )
+from vitcx.evaluation.imputation import impute
 from vitcx.runtime.errors import InputError
 
 
@@ -27,6 +28,17 @@ def slow_curves(session, pixels, saliency, target, steps, canvas):
         deletion.append(session.predict(gone[None])[0, target])
         insertion.append(session.predict(come[None])[0, target])
     return deletion, insertion
+
+
+def test_frames_on_the_road_canvas_are_imputed_from_what_is_shown(session, picture):
+    saliency = np.random.default_rng(0).random((28, 28)).astype(np.float32)
+    (curves,) = score_curves(session, [Question(picture, saliency, 1)], steps=4, canvas="road")
+    ranks = pixel_ranks(saliency)
+    frames = [impute(picture, ranks < count) for count in (0, 196, 392, 588, 784)]
+    frames += [impute(picture, ranks >= count) for count in (0, 196, 392, 588, 784)]
+    expected = session.predict(np.stack(frames))[:, 1]
+    np.testing.assert_allclose(curves.deletion, expected[:5], atol=1e-6)
+    np.testing.assert_allclose(curves.insertion, expected[5:], atol=1e-6)
 
 
 @pytest.mark.parametrize("canvas", ["zero", "mean", "blur"])

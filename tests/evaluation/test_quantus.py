@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from vitcx.evaluation.boxes import pointing_hit  # noqa: E402
 from vitcx.evaluation.curves import Question, score_curves  # noqa: E402
+from vitcx.evaluation.imputation import NOISE_STD, impute  # noqa: E402
 from vitcx.export.sources.timm_import import import_timm  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -57,6 +58,20 @@ def test_the_deletion_curve_is_pixel_flipping(quantus, session, picture):
     )
     # The library flips a colour at a time, and the three of a pixel have the same saliency.
     np.testing.assert_allclose(ours.deletion[1:], theirs[2::3], atol=1e-6)
+
+
+def test_the_imputation_is_that_of_road(quantus):
+    from quantus.functions.perturb_func import noisy_linear_imputation
+
+    rng = np.random.default_rng(3)
+    picture = rng.normal(size=(3, 17, 23)).astype(np.float32)
+    for share in (0.1, 0.5, 0.95):
+        hidden = rng.random((17, 23)) < share
+        theirs = noisy_linear_imputation(picture, np.flatnonzero(hidden), noise=0.0)
+        ours = impute(picture, hidden)
+        noise = (ours - theirs)[:, hidden]
+        assert np.abs(noise).max() < 5 * NOISE_STD
+        assert noise.size < 50 or 0.5 * NOISE_STD < noise.std() < 1.5 * NOISE_STD
 
 
 @pytest.mark.parametrize("inside", [True, False])

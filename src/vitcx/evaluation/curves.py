@@ -9,19 +9,20 @@ batches; the untouched picture and the empty canvas, which both curves visit, ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from vitcx.evaluation.imputation import impute
 from vitcx.runtime.engines.session import Session
 from vitcx.runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]
 
-CANVASES = ("zero", "mean", "blur")
+CANVASES = ("zero", "mean", "blur", "road")
 DEFAULT_STEPS = 56
 # At 224 pixels this is the blur of the RISE paper's insertion game doubled: no object survives it.
 _BLUR_SHARE = 10 / 224
@@ -62,7 +63,11 @@ class Curves:
 
     @property
     def difference(self) -> float:
-        """Insertion minus deletion: 0 on average for a random order."""
+        """Insertion minus deletion: 0 on average for a random order.
+
+        On one canvas it is the Symmetric Relevance Gain (Blücher et al., "Decoupling pixel flipping
+        and occlusion strategy for consistent XAI benchmarks", TMLR 2024).
+        """
         return self.insertion_auc - self.deletion_auc
 
 
@@ -85,8 +90,23 @@ def taken_pixels(pixels: int, steps: int) -> NDArray[np.int64]:
     return np.rint(np.linspace(0, pixels, steps + 1)).astype(np.int64)
 
 
+def hider(pixels: FloatArray, canvas: str) -> Callable[[NDArray[np.bool_]], FloatArray]:
+    """What makes a picture's frames: given (H,W), True where a pixel is hidden, the (3,H,W) frame.
+
+    Parameters
+    ----------
+    pixels : (3,H,W) float32, normalised.
+    canvas : ``road`` imputes hidden pixels from the others (see `vitcx.evaluation.imputation`);
+        every other kind shows the pixels of `empty_canvas` in their place.
+    """
+    if canvas == "road":
+        return lambda hidden: impute(pixels, hidden)
+    empty = empty_canvas(pixels, canvas)
+    return lambda hidden: np.where(hidden, empty, pixels)
+
+
 def empty_canvas(pixels: FloatArray, kind: str) -> FloatArray:
-    """(3,H,W) what deleted pixels become.
+    """(3,H,W) what hidden pixels become, whichever they are.
 
     ``zero`` is 0 in normalised units (the training set's mean colour), ``mean`` the picture's own
     mean colour, ``blur`` the picture after a wide Gaussian blur.
@@ -182,11 +202,11 @@ def _frames(question: Question, steps: int, canvas: str) -> Iterator[FloatArray]
     """The deletion frames 0 to `steps`, then the insertion frames 1 to ``steps - 1``."""
     ranks = pixel_ranks(question.saliency)
     counts = taken_pixels(ranks.size, steps)
-    empty = empty_canvas(question.pixels, canvas)
+    hide = hider(question.pixels, canvas)
     for count in counts:
-        yield np.where(ranks < count, empty, question.pixels)
+        yield hide(ranks < count)
     for count in counts[1:-1]:
-        yield np.where(ranks < count, question.pixels, empty)
+        yield hide(ranks >= count)
 
 
 def _curves(scores: FloatArray) -> Curves:
