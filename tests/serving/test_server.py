@@ -250,11 +250,11 @@ def test_body_and_pixel_limits(bundle: str) -> None:
 
 def test_the_limit_of_targets_holds_for_every_route(bundle: str) -> None:
     from vitcx.serving.app import make_app
-    from vitcx.serving.desk import Limits
+    from vitcx.serving.limits import Limits
 
     async def ask() -> list[int]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as here:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as here:
             return [
                 (
                     await here.post(
@@ -269,7 +269,7 @@ def test_the_limit_of_targets_holds_for_every_route(bundle: str) -> None:
         try:
             assert asyncio.run(ask()) == [200, 400, 400]
         finally:
-            app.state.desk.close()
+            app.state.admission.close()
 
 
 HEAVY = {"cluster_masks": "none", "estimator": "antithetic"}
@@ -313,7 +313,7 @@ def test_a_slow_sender_does_not_hold_a_place(bundle: str) -> None:
     with serving(bundle, "--queue", "1", "--deadline", "0.5") as (_, client):
         address = (client.base_url.host, client.base_url.port)
         with socket.create_connection(address, TIMEOUT) as slow:
-            head = "POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            head = "POST /v1/explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             slow.sendall(f"{head}Content-Length: 100\r\n\r\nabc".encode())
             assert b" 408 " in slow.recv(1000)
         assert client.post("v1/explain", files={"image": png()}).status_code == 200
@@ -324,7 +324,7 @@ def test_a_client_that_goes_away_while_it_sends_is_no_error_of_the_server(bundle
         address = (client.base_url.host, client.base_url.port)
         for kind in ("image/png", "application/json", "multipart/form-data; boundary=b"):
             with socket.create_connection(address, TIMEOUT) as leaving:
-                head = f"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                head = f"POST /v1/explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
                 leaving.sendall(f"{head}Content-Length: 100\r\n\r\n--b\r\n".encode())
                 time.sleep(0.2)  # the server waits for the rest
         counted = 'vitcx_rejects_total{reason="client_gone"} 3.0'

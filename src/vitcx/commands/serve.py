@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -16,10 +15,27 @@ from vitcx.commands.options import engine_options
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
 
+LOG_FORMATS = ("text", "json")
+_MODULES = (
+    "fastapi",
+    "httptools",
+    "msgspec",
+    "prometheus_client",
+    "python_multipart",
+    "uvicorn",
+)
+
 
 @click.command("serve")
 @click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    help="Name that clients may call the server by; '*' is any; may be repeated.  "
+    "[default: loopback names, and --host if it is an address]",
+)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @engine_options
 @click.option(
@@ -41,9 +57,17 @@ from vitcx.runtime.explainer import load
     type=click.Path(path_type=Path),
     help="File with a bearer token that clients must send.  [default: $VITCX_TOKEN, or none]",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="text",
+    show_default=True,
+    help="Of the log on standard error, with a line for each request.",
+)
 def command(
     bundle: str,
     host: str,
+    allowed_hosts: tuple[str, ...],
     port: int,
     engine: str,
     threads: int | None,
@@ -54,36 +78,38 @@ def command(
     body_limit: int,
     pixel_limit: int,
     token_file: Path | None,
+    log_format: str,
 ) -> int:
     """Serve explanations over HTTP, with a page at / to try them.
 
     Ctrl-C or SIGTERM stops taking requests, answers those it has, and ends.
     """
-    uvicorn = _import_uvicorn()
+    _import_extra()
     from vitcx.serving.app import make_app
-    from vitcx.serving.desk import Limits
+    from vitcx.serving.guard import LOOPBACK_HOSTS
+    from vitcx.serving.limits import Limits
+    from vitcx.serving.logs import server_log
+    from vitcx.serving.server import Server
 
-    listening = _listen(host, port)  # before the model is loaded, which takes its time
+    if not host.strip():
+        raise click.UsageError(
+            "--host is empty: give 127.0.0.1 for this machine alone, or 0.0.0.0 for every network"
+        )
     token = _read_token(token_file) if token_file else os.environ.get("VITCX_TOKEN")
     limits = Limits(queue, deadline, body_limit << 20, pixel_limit)
-    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
+    hosts = (*LOOPBACK_HOSTS, host, *allowed_hosts)
+    with (
+        _listen(host, port) as listening,  # before the model is loaded, which takes its time
+        load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
+    ):
         # A pass of each graph, so that the first client does not pay for what is done once.
         nothing = np.zeros((1, 3, *explainer.manifest.input_size), np.float32)
         explainer.session.encode(nothing)
         explainer.session.predict(nothing)
-        app = make_app(explainer, limits, token)
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_level="warning",
-            timeout_graceful_shutdown=int(deadline) + 1,
-            # Connections beyond the queue are accepted only to be told so.
-            backlog=512,
-        )
-        server = _announcing(uvicorn)(config)
-        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it: no failure
-            server.run(sockets=[listening])
+        app = make_app(explainer, limits, token, hosts)
+        # Ctrl-C is the way to stop it, and no failure.
+        with server_log(log_format), contextlib.suppress(KeyboardInterrupt):
+            Server(app, _announce).run(sockets=[listening])
     return 0
 
 
@@ -115,29 +141,16 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _announcing(uvicorn: Any) -> Any:
-    """A server that says where it listens, once it does."""
-
-    class Announcing(uvicorn.Server):  # type: ignore[misc]
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets=sockets)
-            for server in self.servers:
-                host, port = server.sockets[0].getsockname()[:2]
-                host = f"[{host}]" if ":" in host else host
-                click.echo(f"vitcx serves at http://{host}:{port}/  (Ctrl-C stops it)")
-
-    return Announcing
+def _announce(url: str) -> None:
+    click.echo(f"vitcx serves at {url}  (Ctrl-C stops it)")
 
 
-def _import_uvicorn() -> Any:
-    for module in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+def _import_extra() -> None:
+    for module in _MODULES:
         try:
             __import__(module)
         except ImportError:
             raise MissingExtraError("'vitcx serve'", module, "serve") from None
-    import uvicorn
-
-    return uvicorn
 
 
 def _read_token(path: Path) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.method.methods import mask_bytes
 from vitcx.runtime.pictures.colormap import color_table
-from vitcx.serving.reading import Asked
+from vitcx.serving.limits import Limits
+from vitcx.serving.reading import Asked, check_answer, count_targets, most_masks
 
+# Of the JSON: what is neither of a target nor of a mask; a target without its impacts; an impact.
+_SUMMARY_BYTES, _TARGET_BYTES, _IMPACT_BYTES = 16 << 10, 2 << 10, 16
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 
 
@@ -41,9 +47,40 @@ def choose_kind(accept: str) -> str | None:
     return None
 
 
-def render(result: Explanation, asked: Asked, kind: str) -> bytes:
-    """The body of an answer. Takes milliseconds to a second: not for the event loop."""
+def answer_bytes(asked: Asked, kind: str, manifest: Manifest) -> int:
+    """The most bytes that the answer can have, known before any work is done.
+
+    An overlay has the picture's size, which is not known yet: `render` looks at it.
+    """
     if kind == PNG:
+        return 0
+    targets = count_targets(asked.request.targets)
+    masks = most_masks(asked.request.settings, manifest)
+    pixels = math.prod(manifest.input_size)
+    made = mask_bytes(asked.request.settings, manifest.input_size)
+    mask_size = made // 4 // masks if made else math.prod(manifest.grid)
+    if kind == NPZ:
+        # Nothing is larger in the archive than it is in memory, but for a hundredth.
+        numbers = targets * (pixels + masks) + masks * mask_size + pixels + manifest.num_classes
+        return 4 * numbers + numbers // 25 + _SUMMARY_BYTES
+    a_byte = 4 / 3  # as base64
+    size = targets * (_TARGET_BYTES + _IMPACT_BYTES * masks)
+    size += int(a_byte * targets * pixels * 4) * ("saliency" in asked.include)
+    size += int(a_byte * targets * pixels) * ("heatmap" in asked.include)
+    size += int(a_byte * asked.masks * mask_size) * ("masks" in asked.include)
+    return size + _SUMMARY_BYTES
+
+
+def render(result: Explanation, asked: Asked, kind: str, limits: Limits) -> bytes:
+    """The body of an answer. Takes milliseconds to a second: not for the event loop.
+
+    Raises
+    ------
+    InputError
+        If an overlay would be larger than an answer may be.
+    """
+    if kind == PNG:
+        check_answer(3 * result.original.width * result.original.height, limits)
         buffer = io.BytesIO()
         result.overlay(0, strength=asked.strength).save(buffer, "png")
         return buffer.getvalue()

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
+from vitcx.serving import json_text
 
 MOST_IMAGES = 64
 # Images times targets of one request: the answer holds a map for each, as text if that is wanted.
@@ -28,6 +31,32 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype("<i4"),
 }
 OUTPUTS = {"probabilities": "FP32", "targets": "INT64", "saliency": "FP32"}
+# A float32 as JSON has at most 23 characters, and a comma.
+_TEXT_BYTES = 24
+# Numbers of an answer are turned into text in pieces, so that other threads get their turns.
+_PIECE = 1 << 14
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: msgspec.Raw
+    parameters: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Inputs(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A list of one or two tensors: a third one ends the parsing."""
+
+    first: _Tensor
+    second: _Tensor | None = None
+
+
+class _Head(msgspec.Struct):
+    inputs: _Inputs
+    id: msgspec.Raw = msgspec.Raw()
+    parameters: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
 
 
 @dataclass(frozen=True)
@@ -38,7 +67,7 @@ class Call:
     images: NDArray[np.float32]
     targets: list[int] | None
     settings: dict[str, Any]
-    outputs: list[tuple[str, bool]]
+    outputs: dict[str, bool]
 
 
 def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
@@ -65,8 +94,8 @@ def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def decode(body: bytes, header_length: str | None) -> Call:
-    """Read a request, JSON or with binary tensors after the JSON.
+def decode(body: bytes | bytearray, header_length: str | None) -> Call:
+    """Read a request, JSON or with binary tensors after the JSON. Not for the event loop.
 
     Raises
     ------
@@ -75,120 +104,147 @@ def decode(body: bytes, header_length: str | None) -> Call:
     """
     end = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or len(header_length) > 12 or int(header_length) > end:
+        fits = header_length.isascii() and header_length.isdecimal() and len(header_length) <= 12
+        if not fits or int(header_length) > end:
             raise InputError("Inference-Header-Content-Length does not fit the body")
         end = int(header_length)
-    try:
-        head = json.loads(body[:end])
-    except (ValueError, RecursionError):
-        raise InputError("the request is not JSON") from None
-    if not isinstance(head, dict) or not isinstance(head.get("inputs"), list):
-        raise InputError("the request has no list 'inputs'")
-    rest = memoryview(body)[end:]
+    view = memoryview(body)
+    head = json_text.read(view[:end], _Head, "the request")
+    rest = view[end:]
     tensors: dict[str, NDArray[Any]] = {}
-    for described in head["inputs"]:
-        name, values, rest = _tensor(described, rest)
+    for described in (head.inputs.first, head.inputs.second):
+        if described is None:
+            continue
+        name = described.name
         if name not in ("images", "targets") or name in tensors:
             raise InputError(f"the input {name[:50]!r} is unknown or given twice")
-        tensors[name] = values
+        tensors[name], rest = _tensor(described, rest)
     if len(rest):
         raise InputError("there are bytes left over after the binary inputs")
     images, targets = tensors.get("images"), tensors.get("targets")
     if images is None or images.dtype != np.float32 or images.ndim != 4:
         raise InputError("the input 'images' is missing or not FP32 (N,3,H,W)")
-    if not 1 <= len(images) <= MOST_IMAGES:
+    if len(images) > MOST_IMAGES:
         raise InputError(f"give 1 to {MOST_IMAGES} images in a request")
+    if not np.isfinite(images).all():
+        raise InputError("the input 'images' has values that are NaN or beyond a float32")
     if targets is not None and (targets.ndim != 1 or targets.dtype.kind != "i"):
         raise InputError("the input 'targets' is not INT64 (T)")
     if targets is not None and len(images) * len(targets) > MOST_MAPS:
         raise InputError(f"{len(images)} images times {len(targets)} targets: at most {MOST_MAPS}")
-    parameters = head.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InputError("'parameters' is not an object")
-    settings = {k: v for k, v in parameters.items() if k != "binary_data_output"}
-    binary = bool(parameters.get("binary_data_output", False))
-    identity = head.get("id")
+    parameters = _object(head.parameters, "'parameters'")
+    binary = bool(parameters.pop("binary_data_output", False))
+    identity = None if json_text.unset(head.id) else json_text.small(head.id, "'id'")
     return Call(
         identity if isinstance(identity, str) else None,
         np.ascontiguousarray(images),
         None if targets is None else [int(t) for t in targets],
-        settings,
-        _wanted(head.get("outputs"), binary),
+        parameters,
+        _wanted(head.outputs, binary),
     )
 
 
-def _wanted(outputs: Any, binary: bool) -> list[tuple[str, bool]]:
-    if outputs is None:
-        return [(name, binary) for name in OUTPUTS]
+def _object(raw: msgspec.Raw, what: str) -> dict[str, Any]:
+    value = {} if json_text.unset(raw) else json_text.small(raw, what)
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is not an object")
+    return value
+
+
+def _wanted(raw: msgspec.Raw, binary: bool) -> dict[str, bool]:
+    if json_text.unset(raw):
+        return dict.fromkeys(OUTPUTS, binary)
+    outputs = json_text.small(raw, "'outputs'")
     if not isinstance(outputs, list):
         raise InputError("'outputs' is not a list")
-    wanted = []
+    wanted: dict[str, bool] = {}
     for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
             raise InputError(f"the outputs are {', '.join(OUTPUTS)}")
+        if name in wanted:
+            raise InputError(f"the output {name!r} is asked for twice")
         parameters = output.get("parameters")
         own = parameters.get("binary_data", binary) if isinstance(parameters, dict) else binary
-        wanted.append((name, bool(own)))
+        wanted[name] = bool(own)
     return wanted
 
 
-def _tensor(described: Any, rest: memoryview) -> tuple[str, NDArray[Any], memoryview]:
-    if not isinstance(described, dict):
-        raise InputError("an input is not an object")
-    name, shape = described.get("name"), described.get("shape")
-    dtype = _DTYPES.get(str(described.get("datatype")))
-    if not isinstance(name, str) or dtype is None:
-        raise InputError("an input needs a name and a datatype of FP32 (images), INT64 (targets)")
-    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
-        raise InputError(f"the shape of {name[:50]!r} is not a list of sizes")
-    if len(shape) > 8 or math.prod(shape) > 1 << 28:
-        raise InputError(f"the shape of {name[:50]!r} is too large")
-    parameters = described.get("parameters")
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+def _tensor(described: _Tensor, rest: memoryview) -> tuple[NDArray[Any], memoryview]:
+    name = described.name
+    dtype = _DTYPES.get(described.datatype)
+    if dtype is None:
+        raise InputError(f"the datatype of {name!r} is not FP32 (images) or INT64 (targets)")
+    shape = json_text.small(described.shape, f"the shape of {name!r}")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
+        raise InputError(f"the shape of {name!r} is not a list of sizes")
+    if any(type(n) is not int or not 1 <= n <= 1 << 28 for n in shape):
+        raise InputError(f"the shape of {name!r} has a size that is not 1 to 2^28")
+    count = math.prod(shape)
+    parameters = _object(described.parameters, f"'parameters' of {name!r}")
+    size = parameters.get("binary_data_size")
     if size is not None:
-        if type(size) is not int or size != math.prod(shape) * dtype.itemsize or size > len(rest):
-            raise InputError(f"the binary data of {name[:50]!r} does not have its shape's size")
-        values: NDArray[Any] = np.frombuffer(rest[:size], dtype)
-        rest = rest[size:]
-    else:
-        try:
-            # Whole numbers as they came first: NumPy would cut others to whole ones.
-            data = np.asarray(described.get("data"), None if dtype.kind == "i" else dtype)
-            values = data.astype(dtype, copy=False).ravel()
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(f"the data of {name[:50]!r} are not numbers") from None
-        if dtype.kind == "i" and data.size and data.dtype.kind not in "iu":
-            raise InputError(f"the data of {name[:50]!r} are not whole numbers")
-    if values.size != math.prod(shape):
-        raise InputError(f"the data of {name[:50]!r} do not fill its shape {shape}")
-    return name, values.reshape(shape), rest
+        if type(size) is not int or size != count * dtype.itemsize or size > len(rest):
+            raise InputError(f"the binary data of {name!r} does not have its shape's size")
+        return np.frombuffer(rest[:size], dtype).reshape(shape), rest[size:]
+    if json_text.unset(described.data):
+        raise InputError(f"the input {name!r} has no data")
+    what = f"the data of {name!r}"
+    if dtype.kind == "f":
+        return json_text.numbers(described.data, shape, what), rest
+    whole = json_text.small(described.data, what)
+    limits = np.iinfo(dtype)
+    if not isinstance(whole, list) or any(type(n) is not int for n in whole):
+        raise InputError(f"{what} are not whole numbers in a flat list")
+    if any(not limits.min <= n <= limits.max for n in whole):
+        raise InputError(f"{what} do not fit {described.datatype}")
+    if len(whole) != count:
+        raise InputError(f"{what} do not fill its shape {shape}")
+    return np.asarray(whole, dtype).reshape(shape), rest
+
+
+def answer_bytes(call: Call, manifest: Manifest) -> int:
+    """The most bytes that the answer can have, known before any work is done."""
+    targets = len(call.images) * (1 if call.targets is None else len(call.targets))
+    values = {
+        "probabilities": len(call.images) * manifest.num_classes,
+        "targets": targets,
+        "saliency": targets * math.prod(manifest.input_size),
+    }
+    each = (values[name] * (8 if raw else _TEXT_BYTES) for name, raw in call.outputs.items())
+    return sum(each)
 
 
 def encode(model: str, call: Call, results: list[Explanation]) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON part if binary tensors follow."""
-    arrays: dict[str, NDArray[Any]] = {
-        "probabilities": np.stack([r.probabilities for r in results]),
-        "targets": np.asarray([r.targets for r in results], dtype=np.int64),
-        "saliency": np.stack([r.saliency for r in results]),
-    }
-    described: list[dict[str, Any]] = []
+    described: list[bytes] = []
     blobs: list[bytes] = []
-    for name, binary in call.outputs:
-        values = arrays[name]
-        entry: dict[str, Any] = {
-            "name": name,
-            "datatype": OUTPUTS[name],
-            "shape": list(values.shape),
-        }
+    for name, binary in call.outputs.items():
+        values = _values(name, results)
+        kind = OUTPUTS[name]
+        entry = json.dumps({"name": name, "datatype": kind, "shape": list(values.shape)}).encode()
         if binary:
-            blobs.append(values.astype(_DTYPES[OUTPUTS[name]]).tobytes())
-            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+            blobs.append(values.astype(_DTYPES[kind]).tobytes())
+            last = b'"parameters":{"binary_data_size":%d}}' % len(blobs[-1])
         else:
-            entry["data"] = values.ravel().tolist()
-        described.append(entry)
-    answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
+            last = b'"data":[' + b",".join(_texts(values)) + b"]}"
+        described.append(entry[:-1] + b"," + last)
+    answer: dict[str, Any] = {"model_name": model, "model_version": "1"}
     if call.id is not None:
         answer["id"] = call.id
-    head = json.dumps(answer).encode()
+    start = json.dumps(answer).encode()[:-1] + b',"outputs":['
+    head = start + b",".join(described) + b"]}"
     return b"".join([head, *blobs]), len(head) if blobs else None
+
+
+def _values(name: str, results: list[Explanation]) -> NDArray[Any]:
+    if name == "targets":
+        return np.asarray([r.targets for r in results], dtype=np.int64)
+    return np.stack([getattr(r, name) for r in results])
+
+
+def _texts(values: NDArray[Any]) -> Iterator[bytes]:
+    """The numbers of an array as JSON text, in pieces."""
+    flat = values.ravel()
+    for start in range(0, len(flat), _PIECE):
+        yield msgspec.json.encode(flat[start : start + _PIECE].tolist())[1:-1]

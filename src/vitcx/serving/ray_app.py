@@ -34,12 +34,13 @@ def build(arguments: dict[str, Any]) -> Any:
     def make() -> Any:
         from vitcx.runtime.explainer import load
         from vitcx.serving.app import make_app
-        from vitcx.serving.desk import Limits
+        from vitcx.serving.limits import Limits
 
         threads, rows = (int(arguments.get(k) or 0) or None for k in ("threads", "batch_size"))
         bundle, engine = arguments.get("bundle", "demo"), arguments.get("engine", "auto")
         explainer = load(bundle, engine, threads, rows)
-        return make_app(explainer, Limits(queue=queue), token)
+        # Ray's proxy has had the request: whose names it answers to is a matter of that.
+        return make_app(explainer, Limits(queue=queue), token, hosts=["*"])
 
     @serve.deployment(
         ray_actor_options={

@@ -1,34 +1,30 @@
-"""A request to explain, from an upload or from JSON."""
+"""A request to explain, from an upload or from JSON. Not for the event loop."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import json
-import time
-from collections.abc import Awaitable
+import math
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
-from fastapi import Request as HttpRequest
-from starlette.datastructures import UploadFile
-from starlette.requests import ClientDisconnect
+import msgspec
 
+from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.method.methods import mask_bytes
+from vitcx.runtime.method.methods import RISE_CELLS, RISE_SHIFTS, mask_bytes
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import Request, Settings
-from vitcx.serving.desk import Limits, Refused
-from vitcx.serving.guard import BodyTooLarge
+from vitcx.serving import json_text
+from vitcx.serving.base64_text import read_base64
+from vitcx.serving.forms import read_form
+from vitcx.serving.limits import Limits, Refused
 
 # RISE's own 4,000 masks take 12 MB; occlusion by single pixels would take gigabytes, and minutes of
 # a thread that nothing can stop.
 MOST_MASK_BYTES = 256 << 20
 SETTING_NAMES = frozenset(field.name for field in fields(Settings))
 INCLUDES = ("saliency", "heatmap", "masks", "colors")
-_T = TypeVar("_T")
+FORM, JSON_BODY = "multipart/form-data", "application/json"
 
 
 @dataclass(frozen=True)
@@ -41,86 +37,76 @@ class Asked:
     strength: float
 
 
-async def before(deadline: float, reading: Awaitable[_T]) -> _T:
-    """Wait for a body, but not past the deadline: a slow sender must not hold a place for ever."""
-    try:
-        return await asyncio.wait_for(reading, max(0.001, deadline - time.monotonic()))
-    except asyncio.TimeoutError:
-        raise Refused(408, "the request did not arrive in time") from None
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    image: str
+    targets: msgspec.Raw = msgspec.Raw()
+    settings: msgspec.Raw = msgspec.Raw()
+    include: msgspec.Raw = msgspec.Raw()
+    masks: msgspec.Raw = msgspec.Raw()
+    strength: msgspec.Raw = msgspec.Raw()
 
 
-async def read_asked(
-    http: HttpRequest, explainer: Explainer, limits: Limits, deadline: float
-) -> Asked:
-    """Read and check the body.
+_FIELDS = tuple(name for name in _Body.__struct_fields__ if name != "image")
+
+
+def check_kind(content_type: str) -> str:
+    """The media type of a body.
 
     Raises
     ------
-    Refused, InputError
-        415 or 408, or what is wrong with the content.
+    Refused
+        415 if no picture comes that way.
     """
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        fields_given = _json_object(await before(deadline, http.body()), "the body")
-        image = fields_given.pop("image", None)
-        if not isinstance(image, str):
-            raise InputError("'image' is missing: give the picture file as base64 text")
-        try:
-            data = base64.b64decode(image, validate=True)
-        except (binascii.Error, ValueError):
-            raise InputError("'image' is not base64") from None
-    elif kind == "multipart/form-data":
-        data, fields_given = await before(deadline, _read_form(http))
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        data, fields_given = await before(deadline, http.body()), {}
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in (JSON_BODY, FORM, "application/octet-stream") or kind.startswith("image/"):
+        return kind
+    raise Refused(
+        415, "send multipart/form-data with a file 'image', application/json, or a picture"
+    )
+
+
+def read_asked(
+    body: bytes | bytearray, content_type: str, explainer: Explainer, limits: Limits
+) -> Asked:
+    """Read and check a body.
+
+    Parameters
+    ----------
+    content_type : the header; `check_kind` has accepted it.
+
+    Raises
+    ------
+    InputError
+        If something is wrong with the content.
+    """
+    kind = check_kind(content_type)
+    given: dict[str, Any] = {}
+    if kind == JSON_BODY:
+        read = json_text.read(body, _Body, "the body")
+        data = read_base64(read.image, "'image'")
+        for name in _FIELDS:
+            raw = getattr(read, name)
+            if not json_text.unset(raw):
+                given[name] = json_text.small(raw, f"'{name}'")
+    elif kind == FORM:
+        data, texts = read_form(body, content_type)
+        given = {name: _loosely(name, text) for name, text in texts.items()}
     else:
-        raise Refused(
-            415, "send multipart/form-data with a file 'image', application/json, or a picture"
-        )
+        data = bytes(body)
     if not data:
         raise InputError("the picture is empty")
     picture = EncodedPicture("image", lambda: data, limits.pixels)
-    return _asked(picture, fields_given, explainer, limits)
+    return _asked(picture, given, explainer, limits)
 
 
-async def _read_form(http: HttpRequest) -> tuple[bytes, dict[str, Any]]:
-    try:
-        form = await http.form(max_files=1, max_fields=20)
-    except (BodyTooLarge, ClientDisconnect):
-        raise
-    except Exception:  # the parser's own errors and Starlette's have no common base
-        raise InputError("the form cannot be parsed: send a file 'image' and text fields") from None
-    async with http.form() as form:
-        upload = form.get("image")
-        if not isinstance(upload, UploadFile):
-            raise InputError("the form has no file 'image'")
-        given: dict[str, Any] = {}
-        for name, value in form.items():
-            if name != "image":
-                if not isinstance(value, str):
-                    raise InputError(f"'{name[:50]}' is a file: give text")
-                given[name] = _loosely(name, value)
-        return await upload.read(), given
-
-
-def _loosely(name: str, value: str) -> Any:
+def _loosely(name: str, text: str) -> Any:
     """Text of a form field: JSON where it is JSON, else the text itself (class names, top5)."""
     if name == "settings":
-        return _json_object(value.encode(), "'settings'")
+        return json_text.small(text.encode(), "'settings'")
     try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def _json_object(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise InputError(f"{what} is not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{what} is a JSON {type(value).__name__}: give an object")
-    return value
+        return json_text.small(text.encode(), f"'{name}'")
+    except InputError:
+        return text
 
 
 def _asked(
@@ -147,6 +133,39 @@ def _asked(
         raise InputError(f"there is no field called {names}")
     request = make_request(explainer, picture, check_targets(targets, limits.targets), settings)
     return Asked(request, frozenset(include), masks, float(strength))
+
+
+def check_answer(expected_bytes: int, limits: Limits) -> None:
+    """Refuse an answer of too many bytes, before any work is done for it.
+
+    Raises
+    ------
+    InputError
+        If it is.
+    """
+    if expected_bytes > limits.answer_bytes:
+        raise InputError(
+            f"the answer would have up to {expected_bytes >> 20} MiB and the limit is "
+            f"{limits.answer_bytes >> 20}: ask for fewer targets or fewer outputs"
+        )
+
+
+def count_targets(targets: Any) -> int:
+    """How many classes the targets that `check_targets` has accepted can name."""
+    if isinstance(targets, list):
+        return len(targets)
+    top = targets.removeprefix("top") if isinstance(targets, str) else ""
+    return int(top) if top != targets and top.isdecimal() else 1
+
+
+def most_masks(settings: Settings, manifest: Manifest) -> int:
+    """The most masks that an explanation can have."""
+    made = mask_bytes(settings, manifest.input_size)
+    if not made:
+        return manifest.channels
+    occlusion = settings.method == "occlusion"
+    each = 4 * (math.prod(manifest.input_size) if occlusion else (RISE_CELLS * RISE_SHIFTS) ** 2)
+    return made // each
 
 
 def make_request(

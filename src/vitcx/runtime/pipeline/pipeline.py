@@ -22,8 +22,10 @@ as they come (a server)
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -91,6 +93,7 @@ class Pipeline(Closing):
         )
         self._closed = False
         self._engine_error: Exception | None = None
+        self._calls: dict[object, float] = {}  # when the engine's running calls began
         self._threads = [
             threading.Thread(target=self._work, name=f"vitcx-{i}", daemon=True)
             for i in range(workers)
@@ -102,6 +105,17 @@ class Pipeline(Closing):
     def engine_error(self) -> Exception | None:
         """Why the engine's latest call failed; None if it did not."""
         return self._engine_error
+
+    @property
+    def engine_seconds(self) -> float:
+        """How long the longest of the engine's running calls has taken; 0 if none runs."""
+        starts = list(self._calls.values())
+        return time.monotonic() - min(starts) if starts else 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is open and each of its threads works."""
+        return not self._closed and all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
@@ -192,6 +206,15 @@ class Pipeline(Closing):
             case Score(packed):
                 self._score(packed)
 
+    @contextmanager
+    def _engine_call(self) -> Iterator[None]:
+        call = object()
+        self._calls[call] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._calls[call]
+
     def _prepare(self, entry: Entry) -> None:
         try:
             work = self._stages.prepare(entry.request)
@@ -207,7 +230,8 @@ class Pipeline(Closing):
     def _encode(self, group: list[Entry]) -> None:
         failure: Exception | None = None
         try:
-            self._stages.encode([entry.work for entry in group])
+            with self._engine_call():
+                self._stages.encode([entry.work for entry in group])
         except Exception as error:
             failure = error
         self._engine_error = failure
@@ -234,7 +258,8 @@ class Pipeline(Closing):
 
     def _score(self, packed: PackedBatch) -> None:
         try:
-            scores = self._stages.session.score(packed.batch)
+            with self._engine_call():
+                scores = self._stages.session.score(packed.batch)
         except Exception as error:
             self._engine_error = error
             with self._changed:

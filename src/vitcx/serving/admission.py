@@ -1,0 +1,178 @@
+"""Who is let in and for how long: between the HTTP routes and the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vitcx.runtime.engines.session import Scores
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pipeline.pipeline import Pipeline
+from vitcx.runtime.settings import Request
+from vitcx.serving.bodies import Bodies
+from vitcx.serving.figures import Figures
+from vitcx.serving.limits import Limits, Refused
+
+
+class Admission:
+    """Admits requests, and explains their pictures in one shared pipeline.
+
+    Parameters
+    ----------
+    explainer : not closed here.
+    limits : what is taken on.
+
+    Attributes
+    ----------
+    bodies : what is being received.
+    figures : what is counted.
+    """
+
+    def __init__(self, explainer: Explainer, limits: Limits) -> None:
+        self.explainer, self.limits = explainer, limits
+        self.closing = False
+        self.bodies = Bodies(limits)
+        self.figures = Figures()
+        self._inside = 0
+        self._pace = 1.0  # seconds from one answer to the next, smoothed
+        self._last_answer = 0.0
+        self.pipeline: Pipeline = explainer.open_pipeline(in_order=False, on_batch=self._note_batch)
+        watch = self.figures.watch
+        watch("vitcx_queue_depth", "Requests accepted and not answered.", lambda: self._inside)
+        watch(
+            "vitcx_pending_rows",
+            "Rows that wait for a batch.",
+            lambda: self.pipeline.pending_rows,
+        )
+        watch(
+            "vitcx_held_bytes",
+            "Bytes of bodies that are coming or worked on.",
+            lambda: self.bodies.held_bytes,
+        )
+        watch(
+            "vitcx_engine_call_seconds",
+            "How long the longest of the engine's running calls has taken.",
+            lambda: self.pipeline.engine_seconds,
+        )
+        watch("vitcx_ready", "1 if the server can explain.", lambda: self.unready is None)
+
+    def close(self) -> None:
+        """Stop the threads; what is not answered is dropped."""
+        self.closing = True
+        self.pipeline.close()
+
+    @property
+    def unready(self) -> str | None:
+        """Why no explanation can be made now; None if one can."""
+        if self.closing:
+            return "the server is stopping"
+        if not self.pipeline.alive:
+            return "a thread of the pipeline has died: start the server again"
+        if self.pipeline.engine_seconds > self.limits.deadline:
+            return f"the engine has worked on one batch for over {self.limits.deadline:g} s"
+        if self.pipeline.engine_error is not None:
+            return "the engine's latest call failed"
+        return None
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the bounded queue, for a request whose body is there.
+
+        Raises
+        ------
+        Refused
+            429 if there is no place, at once.
+        """
+        if self._inside >= self.limits.queue:
+            self.figures.note_reject("queue_full")
+            wait = str(max(1, math.ceil(self._pace * self._inside)))
+            raise Refused(
+                429,
+                f"{self._inside} requests are waiting already: try again in {wait} s",
+                {"Retry-After": wait},
+            )
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    async def explain(
+        self,
+        requests: list[Request],
+        deadline: float,
+        disconnected: Callable[[], Awaitable[None]],
+    ) -> list[Explanation]:
+        """Explanations of the pictures of one request; its rows are dropped if it ends early.
+
+        Parameters
+        ----------
+        deadline : on the monotonic clock.
+        disconnected : returns when the client has gone.
+
+        Raises
+        ------
+        Refused
+            422 if the model has no answer for a picture, 499 (nobody hears it), 503 if the engine
+            failed, 504 at the deadline.
+        VitcxError
+            What a picture's own explanation raises.
+        """
+        start = time.monotonic()
+        tickets = [self.pipeline.submit(request) for request in requests]
+        answers = asyncio.gather(
+            *(asyncio.wrap_future(ticket) for ticket in tickets), return_exceptions=True
+        )
+        gone = asyncio.ensure_future(disconnected())
+        waited: set[asyncio.Future[Any]] = {answers, gone}
+        try:
+            await asyncio.wait(
+                waited,
+                timeout=max(0.0, deadline - start),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not answers.done():
+                if gone.done():
+                    self.figures.note_reject("client_gone")
+                    raise Refused(499, "the client has gone")
+                self.figures.note_reject("deadline")
+                raise Refused(504, f"not done within {self.limits.deadline:g} s")
+        finally:
+            gone.cancel()
+            for ticket in tickets:
+                ticket.cancel()
+            answers.cancel()
+        results: list[Explanation] = []
+        for ticket in tickets:
+            error = ticket.exception()
+            if error is None:
+                results.append(ticket.result())
+            elif ticket.engine_failed:
+                self.figures.note_reject("engine")
+                raise Refused(503, "the engine failed: try again later, or tell the operator")
+            elif isinstance(error, EngineError):
+                # The engine works: it is these pixels, or this noise, that it has no number for.
+                self.figures.note_reject("no_answer")
+                raise Refused(422, str(error))
+            else:
+                raise error
+        self._note_answer(start, results)
+        return results
+
+    def _note_answer(self, start: float, results: list[Explanation]) -> None:
+        now = time.monotonic()
+        if self._last_answer:
+            gap = min(now - self._last_answer, now - start)
+            self._pace += 0.1 * (gap - self._pace)
+        self._last_answer = now
+        for result in results:
+            self.figures.note_explanation(result.timings, now - start)
+
+    def _note_batch(self, rows: int, scores: Scores) -> None:
+        self.figures.note_batch(rows / self.explainer.session.batch_size)
