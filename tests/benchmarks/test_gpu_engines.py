@@ -18,7 +18,7 @@ from tests.kernels.gpu import fake_cuda
 from tests.runtime.engines.tensorrt import recording_tensorrt
 from tests.tiny_bundle import SIZE, write_tiny_bundle
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
-from vitcx.runtime.engines.probes import EngineStatus
+from vitcx.runtime.engines.engine import EngineStatus
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt.session import TensorRTSession
 from vitcx.runtime.explainer import Explainer, load

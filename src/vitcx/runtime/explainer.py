@@ -218,6 +218,7 @@ def load(
     threads: int | None = None,
     batch_size: int | None = None,
     allow_imprecise: bool = False,
+    device: int | None = None,
 ) -> Explainer:
     """Load a bundle on an engine.
 
@@ -230,6 +231,8 @@ def load(
     batch_size : rows of a mask batch; None takes the engine's default.
     allow_imprecise : load a bundle of a reduced precision even where what export measured is
         beyond the limits (`vitcx.runtime.precision_limits`), or where nothing was measured.
+    device : index of the GPU, of the engines that run on one; None takes the first. With a number,
+        ``auto`` takes GPU engines alone.
 
     Returns
     -------
@@ -245,4 +248,4 @@ def load(
     folder = Path(__file__).parent / "demo" / "bundle" if bundle == "demo" else Path(bundle)
     checked = read_bundle(folder)
     check_precision(checked.manifest, allow_imprecise=allow_imprecise)
-    return Explainer(checked, open_session(checked, engine, threads, batch_size))
+    return Explainer(checked, open_session(checked, engine, threads, batch_size, device))

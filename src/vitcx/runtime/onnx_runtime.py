@@ -7,11 +7,21 @@ environment variable ``ORT_DISABLE_TELEMETRY`` keeps them from it, if it is set 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from importlib import metadata
 from typing import Any
 
 from vitcx.runtime.errors import MissingExtraError
 
+# Distributions that install the same module onnxruntime, each over the others' files.
+_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
@@ -41,3 +51,18 @@ def import_onnxruntime(feature: str = "the engine 'onnxruntime'", extra: str = "
     except ImportError:
         raise MissingExtraError(feature, "onnxruntime", extra) from None
     return onnxruntime
+
+
+def clashing_packages() -> list[str]:
+    """One line if several of its packages are installed, else none."""
+    installed = []
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            installed.append(name)
+    if len(installed) < 2:
+        return []
+    return [
+        f"{' and '.join(installed)} are both installed and overwrite each other's files: run  pip "
+        f"uninstall {' '.join(installed)}  and install the one you want again"
+    ]

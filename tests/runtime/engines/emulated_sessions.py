@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import vitcx
 from tests.emulator import emulated_driver
 from tests.runtime.engines.tensorrt import recording_tensorrt
 from tests.tiny_bundle import SIZE, add_encoder, random_picture, write_tiny_bundle
@@ -21,6 +22,7 @@ from vitcx.kernels.gpu.device import Gpu
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt.session import TensorRTSession
+from vitcx.runtime.errors import EngineError
 from vitcx.runtime.explainer import Explainer
 
 if "VITCX_EMULATED" not in os.environ:
@@ -142,6 +144,17 @@ def test_the_callers_device_stays_theirs(theirs, bundle, pictures, expected, mon
         assert emulated_driver.current_device() == before
         session.close()
         assert emulated_driver.current_device() == before
+
+
+def test_a_session_is_opened_on_the_gpu_that_is_asked_for(
+    bundle, pictures, expected, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with vitcx.load(bundle.path, "tensorrt", batch_size=8, device=1) as explainer:
+        assert explainer.session._gpu.index == 1
+        check([explainer.explain(pictures[0], targets="top2")], expected[:1])
+    with pytest.raises(EngineError, match="GPU 2"):
+        vitcx.load(bundle.path, "tensorrt", device=2)
 
 
 class Interface:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vitcx.evaluation.precision import compare_precisions, summarise_precision
 from vitcx.export.graph.parity import scene
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
+from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.pictures.preprocess import normalise, prepare
 
@@ -24,7 +24,7 @@ _SEED = 20240814
 
 def open_graph(bundle: Bundle) -> Explainer:
     """An explainer on the CPU of a bundle whose folder has no manifest yet."""
-    return Explainer(bundle, OnnxRuntimeSession(bundle))
+    return Explainer(bundle, open_session(bundle, "onnxruntime"))
 
 
 def measure_figures(

@@ -9,7 +9,7 @@ import pytest
 
 import vitcx
 from tests.tiny_bundle import add_encoder, random_picture, write_tiny_bundle
-from vitcx.runtime.engines import probes
+from vitcx.runtime.engines.cpu import openvino_engine
 from vitcx.runtime.engines.cpu import openvino_session as module
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
@@ -109,16 +109,16 @@ def test_a_cpu_without_bfloat16_refuses_it(bundle, monkeypatch):
     monkeypatch.setattr(module, "cpu_of", lambda core: module.Cpu("An old CPU", ("float32",)))
     with pytest.raises(EngineError, match=r"An old CPU.*does not compute in bfloat16.*'openvino'"):
         open_session(bundle, "openvino-bf16")
-    status = probes.probe_openvino("openvino-bf16")
+    status = openvino_engine.probe("openvino-bf16")
     assert not status.available
-    assert probes.probe_openvino("openvino").available
+    assert openvino_engine.probe("openvino").available
 
 
 def test_bfloat16_is_said_wherever_it_was_used(bundle, monkeypatch):
     """On a CPU without it OpenVINO emulates bfloat16: slow, and enough to see that it is taken."""
     both = ("float32", "bfloat16")
     monkeypatch.setattr(module, "cpu_of", lambda core: module.Cpu("Pretended", both))
-    assert probes.probe_openvino("openvino-bf16").reason.endswith("Pretended, bfloat16")
+    assert openvino_engine.probe("openvino-bf16").reason.endswith("Pretended, bfloat16")
     try:
         session = open_session(bundle, "openvino-bf16", threads=1, batch_size=4)
     except EngineError as error:

@@ -28,7 +28,7 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.ort_cuda.bound_graph import CUDA, BoundGraph, Target, can_record
-from vitcx.runtime.engines.probes import preload_cuda_libraries
+from vitcx.runtime.engines.ort_cuda.cuda_libraries import preload_cuda_libraries
 from vitcx.runtime.engines.session import Batch, Scores, Session
 from vitcx.runtime.errors import EngineError, VitcxError
 from vitcx.runtime.onnx_runtime import import_onnxruntime
@@ -54,6 +54,7 @@ class OnnxRuntimeCudaSession(Session):
     threads : on the CPU, for the nodes that compute shapes; None takes one.
     batch_size : rows of a mask batch; None takes `DEFAULT_BATCH_SIZE`. Fewer are taken where the
         GPU's memory does not hold them, and that is said.
+    device : index of the GPU.
     target : where ONNX Runtime runs: the tests' one seam.
 
     Raises
@@ -73,6 +74,7 @@ class OnnxRuntimeCudaSession(Session):
         threads: int | None = None,
         batch_size: int | None = None,
         *,
+        device: int = 0,
         target: Target = CUDA,
     ) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ class OnnxRuntimeCudaSession(Session):
         try:
             self._device = self._wait(
                 f"opening '{bundle.path}'",
-                lambda: _open_device(ort, bundle, target, threads or 1, batch_size),
+                lambda: _open_device(ort, bundle, target, device, threads or 1, batch_size),
             )
         except BaseException:
             self._thread.shutdown()
@@ -147,10 +149,10 @@ class _Device(Closing):
 
 
 def _open_device(
-    ort: Any, bundle: Bundle, target: Target, threads: int, batch_size: int | None
+    ort: Any, bundle: Bundle, target: Target, index: int, threads: int, batch_size: int | None
 ) -> _Device:
     try:
-        gpu = Gpu()
+        gpu = Gpu(index)
         gpu.make_current()  # the thread is the session's own
     except DeviceError as error:
         raise EngineError(f"the engine 'cuda' cannot run here: {error}") from error
