@@ -17,7 +17,7 @@ from statistics import quantiles
 
 import numpy as np
 
-from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 
 
@@ -45,10 +45,33 @@ def measure(bundle: str, rounds: int) -> dict[str, object]:
         clock: {"cold": [], "warm": [], "forward": []} for clock in ("wall", "cpu")
     }
     for number in range(rounds + 1):
-        jobs = [Job(0, k, k, number, 0.1, (2 * k, 2 * k + 1, SKIP, SKIP)) for k in range(rows // 2)]
+        perturbations = [
+            Perturbation(
+                0,
+                k,
+                k,
+                number,
+                0.1,
+                (
+                    (MASKED, 2 * k),
+                    (NOISY, 2 * k + 1),
+                ),
+            )
+            for k in range(rows // 2)
+        ]
         steps = (
-            ("cold", lambda jobs=jobs: blend([image], masks, jobs, batch, noise)),
-            ("warm", lambda jobs=jobs: blend([image], masks, jobs, batch, noise)),
+            (
+                "cold",
+                lambda perturbations=perturbations: blend(
+                    [image], masks, perturbations, batch, noise
+                ),
+            ),
+            (
+                "warm",
+                lambda perturbations=perturbations: blend(
+                    [image], masks, perturbations, batch, noise
+                ),
+            ),
             ("forward", lambda: session.run(["probabilities"], {"images": batch})),
         )
         for name, step in steps:

@@ -37,9 +37,9 @@ from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.speed import summary
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu.device import Gpu
-from vitcx.kernels.host.blend import Job
+from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.registry import probe_engines
-from vitcx.runtime.engines.session import Batch, Session
+from vitcx.runtime.engines.session import PixelBatch, Session
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.pictures.preprocess import prepare
 
@@ -78,14 +78,14 @@ def made_pictures(size: tuple[int, int], count: int) -> list[np.ndarray]:
     return list(np.ascontiguousarray(coarse[:, :, rows][:, :, :, columns]))
 
 
-def mask_batch(picture: np.ndarray, grid: tuple[int, int], rows: int) -> Batch:
+def mask_batch(picture: np.ndarray, grid: tuple[int, int], rows: int) -> PixelBatch:
     """Rows of one picture, masked and noised by turns."""
     masks = np.random.default_rng(1).random((-(-rows // 2), *grid), dtype=np.float32)
-    jobs = [
-        Job(0, k, k, 7, 0.1, (2 * k, 2 * k + 1 if 2 * k + 1 < rows else -1, -1, -1))
+    perturbations = [
+        Perturbation(0, k, k, 7, 0.1, ((MASKED, 2 * k), (NOISY, 2 * k + 1))[: rows - 2 * k])
         for k in range(len(masks))
     ]
-    return Batch([picture], list(masks), jobs, rows)
+    return PixelBatch([picture], list(masks), perturbations, rows)
 
 
 def parity(ours: Explainer, cpu: Explainer, pictures: Pictures) -> dict[str, Any]:

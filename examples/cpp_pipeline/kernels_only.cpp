@@ -41,19 +41,19 @@ int main() {
   for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<float>(i % 97) / 48.0f - 1.0f;
   for (size_t i = 0; i < masks.size(); ++i) masks[i] = static_cast<float>(i % 5) / 4.0f;
 
-  std::vector<vitcx_blend_job> jobs;
+  std::vector<vitcx_perturbation> perturbations;
   for (int k = 0; k < kMasks; ++k) {
-    jobs.push_back({0, k, static_cast<uint32_t>(k), 0.1f, 2026,
-                    {2 * k, 2 * k + 1, VITCX_SKIP, VITCX_SKIP}});
+    perturbations.push_back({0, k, static_cast<uint32_t>(k), 0.1f, 2026,
+                             {2 * k, 2 * k + 1, VITCX_SKIP, VITCX_SKIP},
+                             {0, VITCX_UNMASKED, 0, 0}, 0});
   }
   std::vector<float> batch(kRows * kImage);
 
   vitcx_blend_params params{};
-  params.job_count = kMasks;
+  params.count = kMasks;
   params.channels = kChannels;
   params.height = params.width = kSide;
   params.grid_height = params.grid_width = kGrid;
-  params.dtype = VITCX_FLOAT32;
 
 #ifdef VITCX_USE_GPU
   cudaStream_t stream = nullptr;
@@ -62,21 +62,22 @@ int main() {
   }
   params.images = to_device(image, stream);
   params.masks = to_device(masks, stream);
-  params.jobs = to_device(jobs, stream);
+  params.perturbations = to_device(perturbations, stream);
   params.out = to_device(batch, stream);
   if (int status = vitcx_blend_launch(&params, stream)) return failed(status, "the kernel");
   cudaMemcpyAsync(batch.data(), params.out, batch.size() * sizeof(float), cudaMemcpyDeviceToHost,
                   stream);
   if (int status = cudaStreamSynchronize(stream)) return failed(status, "the stream");
   for (const void* p : {static_cast<const void*>(params.images), static_cast<const void*>(params.masks),
-                        static_cast<const void*>(params.jobs), static_cast<const void*>(params.out)}) {
+                        static_cast<const void*>(params.perturbations),
+                        static_cast<const void*>(params.out)}) {
     cudaFreeAsync(const_cast<void*>(p), stream);
   }
   cudaStreamDestroy(stream);
 #else
   params.images = image.data();
   params.masks = masks.data();
-  params.jobs = jobs.data();
+  params.perturbations = perturbations.data();
   params.out = batch.data();
   if (vitcx::blend_on_host(params) != VITCX_SUCCESS) return 1;
 #endif

@@ -86,8 +86,7 @@ struct Kernel {
 std::vector<Kernel>& all_kernels() {
   static auto* table = new std::vector<Kernel>{
 #define VITCX_KERNEL(NAME, MOST) {#NAME, MOST, launch_of(NAME)}
-      VITCX_KERNEL(vitcx_blend_float32, 256),   VITCX_KERNEL(vitcx_blend_float16, 256),
-      VITCX_KERNEL(vitcx_blend_bfloat16, 256),  VITCX_KERNEL(vitcx_normalise, 32),
+      VITCX_KERNEL(vitcx_blend, 256),           VITCX_KERNEL(vitcx_normalise, 32),
       VITCX_KERNEL(vitcx_gram_apply, 256),      VITCX_KERNEL(vitcx_cosine_distance, 256),
       VITCX_KERNEL(vitcx_cluster_masks, 32),    VITCX_KERNEL(vitcx_weighted_masks, 128),
       VITCX_KERNEL(vitcx_saliency, 256),

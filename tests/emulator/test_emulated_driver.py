@@ -24,7 +24,7 @@ def test_the_kernels_tests_for_a_gpu_pass(libraries, delay_us):
     outcomes, output = emulated_driver.run_tests(libraries, *arguments, delay_us=delay_us)
     skipped = [line for line in output.splitlines() if line.startswith("SKIPPED")]
     assert all("torch" in line or "cupy" in line for line in skipped), skipped
-    assert outcomes["passed"] >= 34
+    assert outcomes["passed"] >= 26
 
 
 @pytest.mark.parametrize("delay_us", [0, 2000])

@@ -45,7 +45,7 @@ class KnownSession(Session):
 
     def _score(self, batch):
         rows = np.empty((self.batch_size, *batch.images[0].shape), dtype=np.float32)
-        blend(batch.images, batch.masks, batch.jobs, rows, self.noise)
+        blend(batch.images, batch.masks, batch.perturbations, rows, self.noise)
         return Scores(self._predict(rows[: batch.rows]), 0.0, 0.0)
 
     def _close(self):

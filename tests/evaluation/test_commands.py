@@ -53,7 +53,7 @@ def test_evaluate_prints_a_table_and_keeps_its_figures(tmp_path, pictures, capsy
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--method", "lime"], "there is no method 'lime'"),
+        (["--method", "lime"], "there is no method or preset 'lime'"),
         (["--method", "vit-cx:sigma=3"], "setting=value"),
         (["--explain-label"], "needs --annotations"),
         (["--steps", "0"], "steps is 0"),

@@ -6,14 +6,9 @@ import pytest
 from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.method.masks import vit_masks
-from vitcx.runtime.method.methods import (
-    RISE_CELLS,
-    RISE_SHIFTS,
-    mask_bytes,
-    occlusion_masks,
-    occlusion_of,
-    random_masks,
-)
+from vitcx.runtime.method.occlusion import occlusion_masks, occlusion_of
+from vitcx.runtime.method.random_masks import RISE_CELLS, RISE_SHIFTS, random_masks
+from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.settings import Settings
 
 SIZE = (28, 28)
@@ -139,6 +134,7 @@ def test_the_size_of_masks_is_known_before_they_are_made(window, step):
     size = (32, 40)
     occlusion = Settings(0.1, method="occlusion", window=window, step=step)
     made = occlusion_masks(occlusion_of(window, step, size), size)
-    assert mask_bytes(occlusion, size) == made.nbytes
-    assert mask_bytes(Settings(0.1, method="rise", mask_count=7), size) == random_masks(7, 0).nbytes
-    assert mask_bytes(Settings(0.1), size) == 0
+    assert METHODS["occlusion"].mask_bytes(occlusion, size) == made.nbytes
+    rise = Settings(0.1, method="rise", mask_count=7)
+    assert METHODS["rise"].mask_bytes(rise, size) == random_masks(7, 0).nbytes
+    assert METHODS["vit-cx"].mask_bytes(Settings(0.1), size) == 0

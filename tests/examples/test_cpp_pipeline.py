@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import vitcx
-from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +62,21 @@ def test_kernels_alone(tmp_path):
     pixels = (np.arange(3 * 64 * 64) % 97 / 48 - 1).astype(np.float32).reshape(1, 3, 64, 64)
     masks = (np.arange(32) % 5 / 4).astype(np.float32).reshape(2, 4, 4)
     batch = np.empty((4, 3, 64, 64), np.float32)
-    jobs = [Job(0, k, k, 2026, 0.1, (2 * k, 2 * k + 1, SKIP, SKIP)) for k in range(2)]
-    blend(pixels, masks, jobs, batch, NoiseCache())
+    perturbations = [
+        Perturbation(
+            0,
+            k,
+            k,
+            2026,
+            0.1,
+            (
+                (MASKED, 2 * k),
+                (NOISY, 2 * k + 1),
+            ),
+        )
+        for k in range(2)
+    ]
+    blend(pixels, masks, perturbations, batch, NoiseCache())
     lines = done.stdout.splitlines()
     assert len(lines) == 4
     for row, line in enumerate(lines):

@@ -30,21 +30,13 @@ void shim_function_errors(double *out) {
   }
 }
 
-void shim_to_float16(const float *values, uint16_t *out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = vitcx::to_float16(values[i]).bits;
-}
-
-void shim_to_bfloat16(const float *values, uint16_t *out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = vitcx::to_bfloat16(values[i]).bits;
-}
-
 int shim_blend(const vitcx_blend_params *params) { return vitcx::blend_on_host(*params); }
 
-int shim_blend_arguments(const float *images, const float *masks, const vitcx_blend_job *jobs,
-                         void *out, int job_count, int channels, int height, int width,
-                         int grid_height, int grid_width, int dtype) {
-  return vitcx::blend_on_host(vitcx_blend_params{images, masks, jobs, out, job_count, channels,
-                                                 height, width, grid_height, grid_width, dtype});
+int shim_blend_arguments(const float *images, const float *masks,
+                         const vitcx_perturbation *perturbations, float *out, int count,
+                         int channels, int height, int width, int grid_height, int grid_width) {
+  return vitcx::blend_on_host(vitcx_blend_params{images, masks, perturbations, out, count, channels,
+                                                 height, width, grid_height, grid_width});
 }
 
 void shim_upsample(const float *low, float *out, int grid_height, int grid_width, int height,

@@ -1,7 +1,8 @@
-"""Step 4 of the paper as it is written, in float64, one pixel at a time.
+"""The rows of a batch as the paper writes them, in float64, one pixel at a time.
 
 ``ε_k = (1 - M_k) Z_k``; the rows are ``X M_k + ε_k`` and ``X + ε_k`` and, for antithetic noise, the
-same with ``-ε_k``. The normals are given; the mask is upsampled here.
+same with ``-ε_k``; a team's are the same with a mask of zeros and ones, sharp at the patches'
+edges, and with its complement. The normals are given; the mask is widened here.
 """
 
 from __future__ import annotations
@@ -36,21 +37,31 @@ def upsampled(low, size):
     )
 
 
-def blended_rows(image, low, normals, scale):
-    """The four rows of one mask, by name: (C, H, W) float64 each."""
+def patch_of_pixel(low, size, y, x):
+    """Value of the patch that the centre of pixel (y, x) lies in."""
+    row = math.floor((y + 0.5) * low.shape[0] / size[0])
+    column = math.floor((x + 0.5) * low.shape[1] / size[1])
+    return float(low[row, column])
+
+
+def blended_rows(image, low, normals, scale, sharp=False):
+    """The rows of one mask by kind, all eight: (C, H, W) float64 each.
+
+    Kinds: 1 leaves the image unmasked, 2 subtracts the noise, 4 takes the complement of the mask.
+    """
     channels, height, width = image.shape
-    mask = upsampled(low, (height, width))
-    names = ("masked", "noisy", "masked_minus", "noisy_minus")
-    rows = {name: np.zeros(image.shape) for name in names}
-    for c in range(channels):
-        for y in range(height):
-            for x in range(width):
-                pixel, keep = float(image[c, y, x]), mask[y, x]
-                noise = scale * (1 - keep) * float(normals[c, y, x])
-                rows["masked"][c, y, x] = pixel * keep + noise
-                rows["noisy"][c, y, x] = pixel + noise
-                rows["masked_minus"][c, y, x] = pixel * keep - noise
-                rows["noisy_minus"][c, y, x] = pixel - noise
+    rows = {kind: np.zeros(image.shape) for kind in range(8)}
+    for y in range(height):
+        for x in range(width):
+            widen = patch_of_pixel if sharp else bilinear_pixel
+            mask = widen(low, (height, width), y, x)
+            for c in range(channels):
+                pixel, normal_value = float(image[c, y, x]), float(normals[c, y, x])
+                for kind in rows:
+                    keep = 1 - mask if kind & 4 else mask
+                    noise = scale * (1 - keep) * normal_value
+                    shown = pixel if kind & 1 else pixel * keep
+                    rows[kind][c, y, x] = shown - noise if kind & 2 else shown + noise
     return rows
 
 

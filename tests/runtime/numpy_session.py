@@ -53,7 +53,7 @@ class NumpySession(Session):
         assert 0 < batch.rows <= self.batch_size
         rows = np.full((self.batch_size, 3, *self.size), np.nan, np.float32)
         start = time.perf_counter()
-        blend(batch.images, batch.masks, batch.jobs, rows, self.noise)
+        blend(batch.images, batch.masks, batch.perturbations, rows, self.noise)
         blended = time.perf_counter()
         self.batches.append(batch.rows)
         probabilities = self._predict(rows[: batch.rows])

@@ -12,7 +12,7 @@ import click
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from vitcx.commands.explain import parse_targets
-from vitcx.commands.options import engine_options, setting_options
+from vitcx.commands.options import engine_options, given_settings, setting_options
 from vitcx.commands.progress import progress_bar, skip
 from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
@@ -74,9 +74,10 @@ def command(
     items = list_items(source, apart_from=out / OVERLAYS_NAME)
     output = Output(resolution, dtype, shard_size, overlays)
     wanted = parse_targets(targets)
+    chosen = given_settings(settings)
     start = time.monotonic()
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
-        job = Job(explainer, items, out, output, targets=wanted, resume=resume, **settings)
+        job = Job(explainer, items, out, output, targets=wanted, resume=resume, **chosen)
         columns = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
         with progress_bar(*columns, transient=False) as progress:
             bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")
@@ -99,7 +100,7 @@ def command(
                         "batch_size": batch_size,
                         "allow_imprecise": allow_imprecise,
                     },
-                    job_arguments(items, out, output, wanted, settings),
+                    job_arguments(items, out, output, wanted, chosen),
                     workers=_workers(ray_workers),
                     gpus_per_worker=ray_gpus,
                     progress=advance,

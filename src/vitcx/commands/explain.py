@@ -8,7 +8,12 @@ from typing import Any
 
 import click
 
-from vitcx.commands.options import check_out_folder, engine_options, setting_options
+from vitcx.commands.options import (
+    check_out_folder,
+    engine_options,
+    given_settings,
+    setting_options,
+)
 from vitcx.commands.progress import progress_bar
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
@@ -27,8 +32,6 @@ from vitcx.runtime.pictures.reading import ArrayFile
 )
 @engine_options
 @setting_options
-@click.option("--no-debias", is_flag=True, help="Score masked pictures without noise.")
-@click.option("--no-coverage-correction", is_flag=True, help="Do not divide by the coverage.")
 @click.option(
     "--input-npy", is_flag=True, help="IMAGES are .npy files: (3,H,W) float32, normalised."
 )
@@ -46,8 +49,6 @@ def command(
     input_npy: bool,
     figure: bool,
     as_json: bool,
-    no_debias: bool,
-    no_coverage_correction: bool,
     **settings: Any,
 ) -> int:
     """Explain IMAGES.
@@ -65,9 +66,7 @@ def command(
         results = explainer.try_explain_many(
             [ArrayFile(path) for path in images] if input_npy else images,
             parse_targets(targets),
-            debias=not no_debias,
-            coverage_correction=not no_coverage_correction,
-            **settings,
+            **given_settings(settings),
         )
         with progress_bar(wanted=len(images) > 1) as progress:
             bar = progress.add_task("explaining", total=len(images))

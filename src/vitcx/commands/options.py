@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,8 +11,8 @@ import click
 
 from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.method.estimators import ESTIMATOR_NAMES
-from vitcx.runtime.settings import CLUSTER_MASKS
+from vitcx.runtime.presets import PRESET_NAMES
+from vitcx.runtime.settings import Choice, Rule, Settings, Switch, Whole
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,21 +41,38 @@ engine_options = _all(
     imprecise_option,
 )
 
-# The settings of `Explainer.explain` under their own names.
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    help="Settings that go together; single settings override them.  [default: paper]",
+)
+
+
+def _setting_option(name: str, rule: Rule, default: Any, text: str) -> Callable[[_F], _F]:
+    flag = f"--{name.replace('_', '-')}"
+    shown: dict[str, Any] = {"show_default": str(default)} if default is not None else {}
+    if isinstance(rule, Switch):
+        off = f"--no-{name.replace('_', '-')}"
+        return click.option(f"{flag}/{off}", name, default=None, help=text, **shown)
+    kind: Any = click.Choice(rule.words) if isinstance(rule, Choice) else float
+    return click.option(
+        flag, name, type=int if isinstance(rule, Whole) else kind, help=text, **shown
+    )
+
+
+# The settings of `Explainer.explain` under their own names; `given_settings` takes those given.
 setting_options = _all(
-    click.option("--distance-threshold", type=float, help="δ.  [default: the bundle's]"),
-    click.option("--noise-std", type=float, default=0.1, show_default=True, help="σ of the noise."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise."),
-    click.option(
-        "--estimator", default="paper", show_default=True, type=click.Choice(ESTIMATOR_NAMES)
-    ),
-    click.option(
-        "--cluster-masks",
-        default="renormalised",
-        show_default=True,
-        type=click.Choice(CLUSTER_MASKS),
+    preset_option,
+    *(
+        _setting_option(each.name, each.metadata["rule"], each.default, each.metadata["help"])
+        for each in fields(Settings)
     ),
 )
+
+
+def given_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset and settings that the user gave, out of what `setting_options` adds."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def check_out_folder(out: Path) -> None:

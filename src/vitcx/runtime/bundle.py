@@ -85,6 +85,7 @@ class Manifest:
         `vitcx.runtime.precision_limits`); empty in fp32.
     head : one of `HEADS`, how scores come from the model's logits.
     target_kind : one of `TARGET_KINDS`, what a target is.
+    token_grid : (h, w) of the tokens that `TEAMS_NAME` takes; None where there is no such graph.
     versions : of what made it.
     """
 
@@ -110,6 +111,7 @@ class Manifest:
     precision_figures: Mapping[str, float] = field(default_factory=dict)
     head: str = "softmax"
     target_kind: str = "class"
+    token_grid: tuple[int, int] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -190,6 +192,8 @@ class Manifest:
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type the manifest declares for `name`, or a `BundleError`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in args:  # an optional entry
+        return None if value is None else _typed(name, value, args[0])
     if origin is tuple:
         if not isinstance(value, list):
             raise BundleError(f"the manifest's {name} is {value!r}, not a list")

@@ -1,7 +1,7 @@
 """The public face: a picture goes in, an explanation comes out.
 
-`settings` says what is asked for, `steps` holds what is done to a picture, `pipeline` decides what
-runs when.
+`settings` says what is asked for, `pipeline.stages` holds what is done to a picture, `pipeline`
+decides what runs when.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitcx.kernels.closing import Closing
 from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.engines.session import Scores, Session
+from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.method.registry import METHODS, complete_settings
 from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.pipeline.stages import Steps
 from vitcx.runtime.precision_limits import check_precision
-from vitcx.runtime.settings import Request, complete_settings
+from vitcx.runtime.settings import Request, SettingValues
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# The most that the masks of one picture may take.
+MOST_MASK_BYTES = 1 << 30
 # Of `open_pipeline`.
 # Two batches with the engine, so that it has the next one when it ends the first; two threads more
 # prepare, encode and finish beside them.
@@ -52,20 +59,7 @@ class Explainer(Closing):
         self.session.close()
 
     def explain(
-        self,
-        image: Any,
-        targets: Any = None,
-        distance_threshold: float | None = None,
-        noise_std: float = 0.1,
-        seed: int = 0,
-        estimator: str = "paper",
-        debias: bool = True,
-        coverage_correction: bool = True,
-        cluster_masks: str = "renormalised",
-        method: str = "vit-cx",
-        mask_count: int | None = None,
-        window: int | None = None,
-        step: int | None = None,
+        self, image: Any, targets: Any = None, **settings: Unpack[SettingValues]
     ) -> Explanation:
         """Explain one picture.
 
@@ -78,47 +72,23 @@ class Explainer(Closing):
             are packed there, on every engine.
         targets : None (the likeliest class), an int, a class name, a list of these, or ``"topN"``.
             Any number of targets costs one run: masks do not depend on the class.
-        distance_threshold : δ of the clustering; None takes the bundle's (0.1; Swin 0.05).
-        noise_std : σ of the noise, in normalised units.
-        seed : of the noise. The same seed gives the same explanation.
-        estimator : ``paper`` (eq. 2, 2K + 1 forward passes), ``fast`` (without the correction for
-            the noise itself, K + 1) or ``antithetic`` (noise of both signs, 4K + 1).
-        debias : False scores ``f(y|X⊙M)`` without noise (the paper's variants 3 and 5).
-        coverage_correction : False leaves out the division by ρ (variants 4 and 5).
-        cluster_masks : ``renormalised`` (the authors' code), ``mean`` (the paper's text) or
-            ``none`` (every channel is a mask, variant 1).
-        method : ``vit-cx``, or another method that works by masks: ``rise``, ``score-cam``,
-            ``occlusion``, and ``random-cx``, which is ViT-CX with random masks (variant 2). See
-            `vitcx.runtime.method.methods`. A setting that means nothing to the method is refused.
-        mask_count : of ``rise`` (None: 4000) and ``random-cx`` (None: 5000).
-        window, step : of ``occlusion``, in pixels of the model's input; None takes a seventh of
-            the short side and half of that.
+        preset : settings under one name: ``paper`` (the default), ``quick``, ``balanced`` or
+            ``best``; see `vitcx.runtime.presets`.
+        settings : single settings, which override the preset's: the fields of
+            `vitcx.runtime.settings.Settings`. One that means nothing to the method or its estimator
+            is refused.
 
         Raises
         ------
         InputError
             If the picture, a target or a setting cannot be used.
         """
-        request = self.request(
-            image,
-            targets,
-            distance_threshold=distance_threshold,
-            noise_std=noise_std,
-            seed=seed,
-            estimator=estimator,
-            debias=debias,
-            coverage_correction=coverage_correction,
-            cluster_masks=cluster_masks,
-            method=method,
-            mask_count=mask_count,
-            window=window,
-            step=step,
-        )
+        request = self.request(image, targets, **settings)
         with self.open_pipeline(workers=0) as pipeline:
             return next(pipeline.stream([request])).result()
 
     def explain_many(
-        self, images: Iterable[Any], targets: Any = None, **settings: Any
+        self, images: Iterable[Any], targets: Any = None, **settings: Unpack[SettingValues]
     ) -> Iterator[Explanation]:
         """Explain many pictures, their rows packed into full batches.
 
@@ -141,7 +111,7 @@ class Explainer(Closing):
         return _raising(self.try_explain_many(images, targets, **settings))
 
     def try_explain_many(
-        self, images: Iterable[Any], targets: Any = None, **settings: Any
+        self, images: Iterable[Any], targets: Any = None, **settings: Unpack[SettingValues]
     ) -> Generator[Explanation | Exception, None, None]:
         """`explain_many` for pictures that may be bad: one that fails, fails alone.
 
@@ -171,17 +141,26 @@ class Explainer(Closing):
                 else:
                     yield error
 
-    def request(self, image: Any, targets: Any = None, **settings: Any) -> Request:
+    def request(
+        self, image: Any, targets: Any = None, **settings: Unpack[SettingValues]
+    ) -> Request:
         """A picture to explain, with the targets and settings that `explain` takes.
 
         Raises
         ------
         InputError
-            If a setting cannot be used. The picture and the targets are looked at later.
+            If a setting cannot be used, or the masks it asks for would not fit in memory. The
+            picture and the targets are looked at later.
         """
-        return Request(
-            image, targets, complete_settings(settings, self.manifest.distance_threshold)
-        )
+        chosen = complete_settings(settings, self.manifest.distance_threshold)
+        size = METHODS[chosen.method].mask_bytes(chosen, self.manifest.input_size)
+        if size > MOST_MASK_BYTES:
+            raise InputError(
+                f"the masks of {chosen.method!r} would take {size / 2**30:.1f} GiB, and the limit "
+                f"is {MOST_MASK_BYTES / 2**30:g}: ask for fewer, with a larger window or step, or "
+                "a smaller mask_count"
+            )
+        return Request(image, targets, chosen)
 
     def open_pipeline(
         self,

@@ -1,70 +1,198 @@
-"""What is asked for: a picture, the classes to explain, and how. Checked here, once."""
+"""How to explain: one type for Python, the command line, the server and data-set jobs.
 
+Each field carries its rule (what values it takes) and its help, so that options, schemas and
+messages are made from one place.
+"""
+
+# ruff: noqa: RUF009  (`_setting` makes a field)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from vitcx.kernels.host.philox import SEED_LIMIT
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.method.estimators import ESTIMATOR_NAMES
-from vitcx.runtime.method.methods import METHOD_NAMES, refuse_idle_settings
 
-CLUSTER_MASKS = ("renormalised", "mean", "none")
+if TYPE_CHECKING:
+    from vitcx.runtime.presets import PresetName
+
+MethodName = Literal["vit-cx", "score-cam", "rise", "occlusion", "random-cx"]
+EstimatorName = Literal[
+    "paper", "fast", "antithetic", "teams", "teams-dropped", "teams-difference", "teams-fit"
+]
+ClusterMasks = Literal["renormalised", "mean", "none"]
+Hidden = Literal["auto", "pixels", "tokens"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def accept(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.words:
+            raise InputError(f"{name} is {value!r}, not one of {', '.join(self.words)}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False."""
+
+    def accept(self, name: str, value: Any) -> bool:
+        if str(type(value).__name__) not in ("bool", "bool_"):
+            raise InputError(f"{name} is {value!r}: give True or False")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in a range, both ends in it; NumPy's too."""
+
+    least: float
+    most: float
+
+    def accept(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InputError(f"{name} is {value!r}: give a number")
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            number = math.inf
+        if not self.least <= number <= self.most:  # NaN is not
+            raise InputError(
+                f"{name} is {number:g}: give a number from {self.least:g} to {self.most:g}"
+            )
+        return number
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number in a range, both ends in it; NumPy's too."""
+
+    least: int
+    most: int
+
+    def accept(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise InputError(f"{name} is {value!r}: give a whole number")
+        number = int(value)
+        if not self.least <= number <= self.most:
+            shown = (
+                str(number) if abs(number) < 10**20 else f"a number of {number.bit_length()} bits"
+            )
+            raise InputError(f"{name} is {shown}: give one from {self.least} to {self.most}")
+        return number
+
+
+Rule = Choice | Switch | Number | Whole
+
+
+def _setting(default: Any, rule: Rule, help: str, *, optional: bool = False) -> Any:
+    return field(default=default, metadata={"rule": rule, "help": help, "optional": optional})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to explain. See `Explainer.explain` for what each does.
+    """How to explain.
+
+    Attributes
+    ----------
+    method : what the masks are; see `vitcx.runtime.method.registry.METHODS`.
+    estimator : how a mask's impact is measured; see
+        `vitcx.runtime.method.estimators.registry.ESTIMATORS`.
+    distance_threshold : δ of the clustering, in [0, 1]. None takes the bundle's (0.1; Swin 0.05).
+        A lower one gives more masks: a finer map, and a longer run.
+    noise_std : σ of the noise on hidden pixels, in normalised units.
+    seed : of the noise and of random masks. The same seed gives the same explanation.
+    cluster_masks : ``renormalised`` (the authors' code), ``mean`` (the paper's text) or ``none``
+        (every channel is a mask).
+    hidden : what an estimator with teams does to hide a patch: ``pixels`` paints noise over it,
+        ``tokens`` leaves its token out, ``auto`` takes tokens where the bundle and the engine can.
+    team_share : the share of the patches that a team keeps.
+    prior_strength : how strongly ``teams-fit`` smooths its map.
+    debias : False scores masked pictures without noise (the paper's variants 3 and 5).
+    coverage_correction : False leaves out the division by ρ (the paper's variants 4 and 5).
+    mask_count : of ``rise`` (None: 4000) and ``random-cx`` (None: 5000).
+    window, step : of ``occlusion``, in pixels of the model's input; None takes a seventh of the
+        short side, and half of that.
 
     Raises
     ------
     InputError
-        At construction, if a value is out of range.
+        At construction, if a value is of the wrong type or out of range.
     """
 
-    distance_threshold: float
-    noise_std: float = 0.1
-    seed: int = 0
-    estimator: str = "paper"
-    debias: bool = True
-    coverage_correction: bool = True
-    cluster_masks: str = "renormalised"
-    method: str = "vit-cx"
-    mask_count: int | None = None
-    window: int | None = None
-    step: int | None = None
+    distance_threshold: float | None = _setting(
+        None,
+        Number(0, 1),
+        "δ of the clustering; lower gives more masks.  [default: the bundle's]",
+        optional=True,
+    )
+    noise_std: float = _setting(0.1, Number(0, 100), "σ of the noise on hidden pixels.")
+    seed: int = _setting(0, Whole(0, SEED_LIMIT - 1), "Seed of the noise and of random masks.")
+    estimator: EstimatorName = _setting(
+        "paper", Choice(get_args(EstimatorName)), "How the impact of a mask is measured."
+    )
+    debias: bool = _setting(True, Switch(), "Hide with noise, and correct for the noise.")
+    coverage_correction: bool = _setting(True, Switch(), "Divide by how often a pixel was shown.")
+    cluster_masks: ClusterMasks = _setting(
+        "renormalised", Choice(get_args(ClusterMasks)), "What the mask of a cluster is."
+    )
+    method: MethodName = _setting("vit-cx", Choice(get_args(MethodName)), "What the masks are.")
+    hidden: Hidden = _setting(
+        "auto", Choice(get_args(Hidden)), "How the patches outside a team are hidden."
+    )
+    team_share: float = _setting(0.5, Number(0.05, 0.95), "Share of the patches in a team.")
+    prior_strength: float = _setting(1.0, Number(1e-6, 1e6), "How strongly teams-fit smooths.")
+    mask_count: int | None = _setting(
+        None, Whole(1, 100_000), "Masks of rise and random-cx.", optional=True
+    )
+    window: int | None = _setting(
+        None, Whole(1, 65_536), "Side of occlusion's square, in pixels.", optional=True
+    )
+    step: int | None = _setting(
+        None, Whole(1, 65_536), "Pixels from one square of occlusion to the next.", optional=True
+    )
 
     def __post_init__(self) -> None:
-        _in_range("distance_threshold", self.distance_threshold, 0, 1)
-        _in_range("noise_std", self.noise_std, 0, math.inf)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"seed is {self.seed!r}: give a whole number")
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise InputError(f"seed is {self.seed}: give one from 0 to 2^64 - 1")
-        for name, value, allowed in (
-            ("estimator", self.estimator, ESTIMATOR_NAMES),
-            ("cluster_masks", self.cluster_masks, CLUSTER_MASKS),
-            ("method", self.method, METHOD_NAMES),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} is {value!r}, not one of {', '.join(allowed)}")
-        for name, switch in (
-            ("debias", self.debias),
-            ("coverage_correction", self.coverage_correction),
-        ):
-            if not isinstance(switch, bool):
-                raise InputError(f"{name} is {switch!r}: give True or False")
-        for name, count in (
-            ("mask_count", self.mask_count),
-            ("window", self.window),
-            ("step", self.step),
-        ):
-            if count is not None and (
-                isinstance(count, bool) or not isinstance(count, int) or count < 1
-            ):
-                raise InputError(f"{name} is {count!r}: give a whole number of at least 1, or None")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and each.metadata["optional"]:
+                continue
+            object.__setattr__(self, each.name, each.metadata["rule"].accept(each.name, value))
+
+
+class SettingValues(TypedDict, total=False):
+    """The settings by name, as `Explainer.explain` and its kin take them, for type checkers."""
+
+    preset: PresetName | None
+    distance_threshold: float | None
+    noise_std: float
+    seed: int
+    estimator: EstimatorName
+    debias: bool
+    coverage_correction: bool
+    cluster_masks: ClusterMasks
+    method: MethodName
+    hidden: Hidden
+    team_share: float
+    prior_strength: float
+    mask_count: int | None
+    window: int | None
+    step: int | None
+
+
+SETTING_NAMES = tuple(each.name for each in fields(Settings))
+
+
+def setting_rules() -> Mapping[str, Rule]:
+    """What each setting takes, by its name."""
+    return {each.name: each.metadata["rule"] for each in fields(Settings)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,36 +202,3 @@ class Request:
     image: Any
     targets: Any
     settings: Settings
-
-
-def complete_settings(given: dict[str, Any], distance_threshold: float) -> Settings:
-    """The settings that a caller gave by name, and the defaults of the others.
-
-    Parameters
-    ----------
-    given : as for `Explainer.explain`.
-    distance_threshold : the bundle's, taken if none is given.
-
-    Raises
-    ------
-    InputError
-        If one is unknown, out of range, or means nothing to the method.
-    """
-    defaults = {field.name: field.default for field in fields(Settings)}
-    defaults["distance_threshold"] = None
-    changed = {name for name in given if given[name] != defaults.get(name)}
-    if given.get("method") in METHOD_NAMES:
-        refuse_idle_settings(given["method"], changed)
-    if given.get("distance_threshold") is None:
-        given = {**given, "distance_threshold": distance_threshold}
-    if unknown := sorted(given.keys() - {field.name for field in fields(Settings)}):
-        raise InputError(f"there is no setting called {', '.join(unknown)}")
-    return Settings(**given)
-
-
-def _in_range(name: str, value: Any, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{name} is {value!r}: give a number")
-    if not (least <= value <= most and math.isfinite(value)):
-        limit = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
-        raise InputError(f"{name} is {value}: give a finite number {limit}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.method.methods import mask_bytes
+from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.colormap import color_table
 from vitcx.serving.limits import Limits
 from vitcx.serving.reading import Asked, check_answer, count_targets, most_masks
@@ -57,7 +57,8 @@ def answer_bytes(asked: Asked, kind: str, manifest: Manifest) -> int:
     targets = count_targets(asked.request.targets)
     masks = most_masks(asked.request.settings, manifest)
     pixels = math.prod(manifest.input_size)
-    made = mask_bytes(asked.request.settings, manifest.input_size)
+    settings = asked.request.settings
+    made = METHODS[settings.method].mask_bytes(settings, manifest.input_size)
     mask_size = made // 4 // masks if made else math.prod(manifest.grid)
     if kind == NPZ:
         # Nothing is larger in the archive than it is in memory, but for a hundredth.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,8 +10,9 @@ import msgspec
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
-from vitcx.runtime.method.methods import RISE_CELLS, RISE_SHIFTS, mask_bytes
+from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.reading import EncodedPicture
+from vitcx.runtime.settings import SETTING_NAMES as EXPLAIN_SETTINGS
 from vitcx.runtime.settings import Request, Settings
 from vitcx.serving import json_text
 from vitcx.serving.base64_text import read_base64
@@ -22,7 +22,7 @@ from vitcx.serving.limits import Limits, Refused
 # RISE's own 4,000 masks take 12 MB; occlusion by single pixels would take gigabytes, and minutes of
 # a thread that nothing can stop.
 MOST_MASK_BYTES = 256 << 20
-SETTING_NAMES = frozenset(field.name for field in fields(Settings))
+SETTING_NAMES = frozenset({*EXPLAIN_SETTINGS, "preset"})
 INCLUDES = ("saliency", "heatmap", "masks", "colors")
 FORM, JSON_BODY = "multipart/form-data", "application/json"
 
@@ -160,12 +160,8 @@ def count_targets(targets: Any) -> int:
 
 def most_masks(settings: Settings, manifest: Manifest) -> int:
     """The most masks that an explanation can have."""
-    made = mask_bytes(settings, manifest.input_size)
-    if not made:
-        return manifest.channels
-    occlusion = settings.method == "occlusion"
-    each = 4 * (math.prod(manifest.input_size) if occlusion else (RISE_CELLS * RISE_SHIFTS) ** 2)
-    return made // each
+    shape = METHODS[settings.method].mask_shape
+    return manifest.channels if shape is None else shape(settings, manifest.input_size)[0]
 
 
 def make_request(
@@ -181,7 +177,9 @@ def make_request(
     if unknown := sorted(str(name)[:50] for name in settings.keys() - SETTING_NAMES):
         raise InputError(f"there is no setting called {', '.join(unknown)}")
     request = explainer.request(picture, targets, **settings)
-    if mask_bytes(request.settings, explainer.manifest.input_size) > MOST_MASK_BYTES:
+    method = METHODS[request.settings.method]
+    size = explainer.manifest.input_size
+    if method.mask_bytes(request.settings, size) > MOST_MASK_BYTES:
         raise InputError(
             f"the masks would take more than {MOST_MASK_BYTES >> 20} MiB: ask for fewer, by "
             "'mask_count' or a larger 'step'"

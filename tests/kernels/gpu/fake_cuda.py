@@ -27,9 +27,6 @@ def kernel_parameters():
     for path in sorted(CUDA_SOURCES.glob("*.cu")):
         for bound, name, parameters in _KERNEL.findall(path.read_text().replace("\\\n", "\n")):
             found[name] = (int(bound), ["*" in p for p in parameters.split(",")])
-    macro = found.pop("NAME")
-    for dtype in ("float32", "float16", "bfloat16"):
-        found[f"vitcx_blend_{dtype}"] = macro
     return found
 
 
@@ -341,21 +338,12 @@ class FakeCore:
         threads = config.grid[0] * config.block
         assert items <= threads < items + config.block
 
-    def _blend(self, config, a, dtype, per_store):
-        _, _, _, _, jobs, channels, height, width, _, _ = a
-        self._covers(config, -(-width // per_store) * height)
-        assert config.grid[1] == jobs
+    def _blend(self, config, a):
+        _, _, _, _, count, channels, height, width, _, _ = a
+        self._covers(config, -(-width // 4) * height)
+        assert config.grid[1] == count
         assert 1 <= config.grid[2] <= channels
-        self._shim("blend_arguments", *a, dtype)
-
-    def _blend_float32(self, config, a):
-        self._blend(config, a, 0, 4)
-
-    def _blend_float16(self, config, a):
-        self._blend(config, a, 1, 8)
-
-    def _blend_bfloat16(self, config, a):
-        self._blend(config, a, 2, 8)
+        self._shim("blend_arguments", *a)
 
     def _normalise(self, config, a):
         self._shim("normalise", *a[:3], config.grid[0], *a[3:])

@@ -56,7 +56,7 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
 def test_the_source_is_one_text(unit):
     text = source_text(unit)
     assert '#include "' not in text
-    assert text.count("struct vitcx_blend_job {") == 1
+    assert text.count("struct vitcx_perturbation {") == 1
 
 
 def test_second_use_reads_the_file(compiled, tmp_path):

@@ -24,10 +24,15 @@ from vitcx.kernels.gpu import arrays, cublas, cuda_modules
 from vitcx.kernels.gpu import operations as gpu_steps
 from vitcx.kernels.gpu.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
-from vitcx.kernels.gpu.launches import JOB_DTYPE, GpuKernels, blend_grid, pack_jobs
+from vitcx.kernels.gpu.launches import (
+    PERTURBATION_DTYPE,
+    GpuKernels,
+    blend_grid,
+    pack_perturbations,
+)
 from vitcx.kernels.gpu.operations import Blender, MaskSpace, cluster_members
 from vitcx.kernels.gpu.streams import as_stream, stream_handle
-from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.blend import DROPPED, MASKED, NOISY, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.method.aggregation import aggregate
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
@@ -447,48 +452,48 @@ def test_a_graph_records_then_launches(core):
 # --- kernels --------------------------------------------------------------------------------------
 
 
-def test_job_layout():
-    packed = pack_jobs([Job(1, 2, 3, 2**63, 0.5, (0, SKIP, 4, 5))])
-    assert JOB_DTYPE.itemsize == 40
-    assert JOB_DTYPE.fields["rows"][1] == 24
+def test_the_layout_of_a_perturbation():
+    rows = ((MASKED, 0), (DROPPED, 4), (NOISY, 5))
+    packed = pack_perturbations([Perturbation(1, 2, 3, 2**63, 0.5, rows, sharp=True)])
+    assert PERTURBATION_DTYPE.itemsize == 48
+    assert PERTURBATION_DTYPE.fields["rows"][1] == 24
     assert packed["seed"][0] == 2**63
-    assert packed["rows"][0].tolist() == [0, -1, 4, 5]
+    assert packed["rows"][0].tolist() == [0, 4, 5, -1]
+    assert packed["kinds"][0].tolist() == [MASKED, DROPPED, NOISY, 0]
+    assert packed["sharp"][0] == 1
 
 
 @pytest.mark.parametrize(
-    ("jobs", "resident", "expected"), [(64, 528, (25, 64, 1)), (4, 528, (25, 4, 3))]
+    ("perturbations", "resident", "expected"), [(64, 528, (49, 64, 1)), (4, 528, (49, 4, 3))]
 )
-def test_blend_grid(jobs, resident, expected):
-    """224 x 224 in runs of 8: 6272 threads, 25 blocks of 256."""
-    assert blend_grid((224, 224), 3, jobs, 8, resident) == expected
+def test_blend_grid(perturbations, resident, expected):
+    """224 x 224 in runs of 4: 12544 threads, 49 blocks of 256."""
+    assert blend_grid((224, 224), 3, perturbations, resident) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("size", [(16, 24), (9, 13)])
 @pytest.mark.parametrize("on_device", [False, True])
-def test_blender_is_the_twin(dtype, size, on_device, core):
+def test_blender_is_the_twin(size, on_device, core):
     generator = np.random.default_rng(0)
     images = generator.normal(size=(1 if on_device else 2, 3, *size)).astype(np.float32)
     masks = generator.random((3, 4, 5), dtype=np.float32)
-    jobs = [Job(i % len(images), i, i, 11, 0.1, (2 * i, 2 * i + 1, SKIP, SKIP)) for i in range(3)]
+    perturbations = [
+        Perturbation(i % len(images), i, i, 11, 0.1, ((MASKED, 2 * i), (DROPPED, 2 * i + 1)), i > 1)
+        for i in range(3)
+    ]
     expected = np.empty((6, 3, *size), np.float32)
-    blend(images, masks, jobs, expected, NoiseCache())
+    blend(images, masks, perturbations, expected, NoiseCache())
     device = Gpu()
     stream = device.new_stream()
-    held = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
     with (
         Blender(device, GpuKernels(device), stream) as blender,
-        device.allocate(expected.shape, held, stream) as out,
+        device.allocate(expected.shape, np.float32, stream) as out,
     ):
         given = [accept(Interface(images[0]))] if on_device else list(images)
         for _ in range(2):  # the second call reuses the buffers
-            blender.blend(given, list(masks), jobs, out, dtype)
+            blender.blend(given, list(masks), perturbations, out)
         result = device.download(out, stream)
-    if dtype == "bfloat16":
-        result = (result.astype(np.uint32) << 16).view(np.float32)
-    # Half a unit in the last place of 8 and 11 significant bits.
-    relative = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
-    np.testing.assert_allclose(result, expected, rtol=relative, atol=BLEND_TOLERANCE)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
     assert fake_cuda.Buffer.live == 0
 
 
@@ -498,7 +503,7 @@ def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows):
     generator = np.random.default_rng(rows)
     images = list(generator.random((rows, 3, 9, 10), dtype=np.float32))
     masks = list(generator.random((rows, 4, 5), dtype=np.float32))
-    jobs = [Job(i, i, i, 11, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(rows)]
+    perturbations = [Perturbation(i, i, i, 11, 0.1, ((MASKED, i),)) for i in range(rows)]
     device = Gpu()
     with (
         device.new_stream() as stream,
@@ -509,8 +514,8 @@ def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows):
         held = fake_cuda.Buffer.live_device_bytes
         core.Device.memory_bytes = held
         try:
-            blender.blend(images, masks, jobs, out)
-            blender.blend(images[:1], masks, [replace(j, image=0) for j in jobs], out)
+            blender.blend(images, masks, perturbations, out)
+            blender.blend(images[:1], masks, [replace(j, image=0) for j in perturbations], out)
         finally:
             core.Device.memory_bytes = None
         assert fake_cuda.Buffer.live_device_bytes == held
@@ -521,11 +526,28 @@ def test_a_batch_of_the_wrong_shape_is_refused(core):
     stream = device.new_stream()
     images = device.upload(np.zeros((1, 3, 8, 8), np.float32), stream)
     masks = device.upload(np.zeros((1, 2, 2), np.float32), stream)
-    jobs = device.upload(pack_jobs([Job(0, 0, 0, 0, 0.1, (0, 1, -1, -1))]), stream)
-    for shape, held in (((2, 3, 8, 9), np.float16), ((2, 3, 8, 8), np.float32)):
+    perturbations = device.upload(
+        pack_perturbations(
+            [
+                Perturbation(
+                    0,
+                    0,
+                    0,
+                    0,
+                    0.1,
+                    (
+                        (MASKED, 0),
+                        (NOISY, 1),
+                    ),
+                )
+            ]
+        ),
+        stream,
+    )
+    for shape, held in (((2, 3, 8, 9), np.float32), ((2, 3, 8, 8), np.float16)):
         out = device.allocate(shape, held, stream)
         with pytest.raises(DeviceArrayError, match="batch of shape"):
-            GpuKernels(device).blend(images, masks, jobs, out, stream, "float16")
+            GpuKernels(device).blend(images, masks, perturbations, out, stream)
 
 
 class FakeCublas:

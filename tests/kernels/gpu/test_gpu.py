@@ -21,7 +21,7 @@ from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.driver import find_driver
 from vitcx.kernels.gpu.launches import GpuKernels
 from vitcx.kernels.gpu.operations import Blender, MaskSpace
-from vitcx.kernels.host.blend import SKIP, Job, blend
+from vitcx.kernels.host.blend import MASKED, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.method.aggregation import aggregate
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
@@ -29,7 +29,6 @@ from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 pytestmark = pytest.mark.gpu
 
 BLEND_TOLERANCE = 2e-6  # as on the CPU, in test_blend
-RELATIVE = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @pytest.fixture(scope="module")
@@ -47,50 +46,55 @@ def kernels(device, tmp_path_factory):
     return GpuKernels(device, tmp_path_factory.mktemp("cubins"))
 
 
-@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize("scale", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("size", "grid"),
     [((224, 224), (14, 14)), ((15, 13), (4, 3)), ((9, 12), (3, 3)), ((5, 7), (8, 9))],
 )
-def test_blend_is_the_twin(device, kernels, size, grid, scale, dtype):
+def test_blend_is_the_twin(device, kernels, size, grid, scale, sharp):
     generator = np.random.default_rng(0)
     images = generator.normal(size=(2, 3, *size)).astype(np.float32)
     masks = generator.random((6, *grid), dtype=np.float32)
-    jobs = [
-        Job(i % 2, i, i, 2**40, scale, (4 * i, 4 * i + 1, 4 * i + 2, SKIP if i == 3 else 4 * i + 3))
+    perturbations = [  # every kind, four and three at a time
+        Perturbation(
+            i % 2,
+            i,
+            i,
+            2**40,
+            scale,
+            tuple(((place + 4 * (i % 2)), 4 * i + place) for place in range(3 if i == 3 else 4)),
+            sharp,
+        )
         for i in range(6)
     ]
     expected = np.zeros((24, 3, *size), np.float32)
-    blend(images, masks, jobs, expected, NoiseCache())
-    held = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    blend(images, masks, perturbations, expected, NoiseCache())
     with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
-        out = device.upload(np.zeros(expected.shape, held), stream)
+        out = device.upload(np.zeros(expected.shape, np.float32), stream)
         for _ in range(2):
-            blender.blend(list(images), list(masks), jobs, out, dtype)
+            blender.blend(list(images), list(masks), perturbations, out)
         result = device.download(out, stream)
         out.close()
-    if dtype == "bfloat16":
-        result = (result.astype(np.uint32) << 16).view(np.float32)
-    np.testing.assert_allclose(result, expected, rtol=RELATIVE[dtype], atol=BLEND_TOLERANCE)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 
 def test_batches_one_behind_the_other_do_not_mix(device, kernels):
     """The second one's images go up through the memory that the first one's are still leaving."""
     generator = np.random.default_rng(4)
     masks = list(generator.random((2, 3, 3), dtype=np.float32))
-    jobs = [Job(0, i, i, 5, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(2)]
+    perturbations = [Perturbation(0, i, i, 5, 0.1, ((MASKED, i),)) for i in range(2)]
     batches = [generator.normal(size=(1, 3, 96, 96)).astype(np.float32) for _ in range(6)]
     with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
         outs = [device.zeros((2, 3, 96, 96), np.float32, stream) for _ in batches]
         for images, out in zip(batches, outs, strict=True):
-            blender.blend(list(images), masks, jobs, out)
+            blender.blend(list(images), masks, perturbations, out)
         found = [device.download(out, stream) for out in outs]
         for out in outs:
             out.close()
     for images, ours in zip(batches, found, strict=True):
         expected = np.zeros((2, 3, 96, 96), np.float32)
-        blend(images, masks, jobs, expected, NoiseCache())
+        blend(images, masks, perturbations, expected, NoiseCache())
         np.testing.assert_allclose(ours, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 

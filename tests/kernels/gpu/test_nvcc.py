@@ -12,7 +12,7 @@ from tests.kernels.conftest import CUDA_SOURCES
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 ENTRIES = {
-    "blend": {"vitcx_blend_float32", "vitcx_blend_float16", "vitcx_blend_bfloat16"},
+    "blend": {"vitcx_blend"},
     "masks": {
         "vitcx_normalise",
         "vitcx_gram_apply",

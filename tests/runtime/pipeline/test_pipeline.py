@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitcx
 from tests.tiny_bundle import random_picture, write_tiny_bundle
-from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.pipeline.stages import Steps
@@ -51,7 +51,7 @@ class Watched(Session):
                 embedding[i] = np.nan
         return probabilities, embedding
 
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         self.rows.append(batch.rows)
         self.images_per_batch.append(len(batch.images))
         number = len(self.rows)

@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(256)
 int vitcx_weighted_masks_launch(const float* impacts, const float* masks, float* low,
                                 int32_t targets, int32_t count, int32_t cells, void* stream) {
   if (impacts == nullptr || masks == nullptr || low == nullptr || targets < 0 ||
-      targets >= vitcx::kMostJobs || count <= 0 || cells <= 0) {
+      targets >= vitcx::kMostInGrid || count <= 0 || cells <= 0) {
     return VITCX_INVALID_ARGUMENT;
   }
   const dim3 grid(vitcx::blocks_for(cells, 128), static_cast<unsigned>(targets + 1));

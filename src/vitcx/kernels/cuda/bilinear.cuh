@@ -72,9 +72,7 @@ VITCX_HD void interpolate_run(const float* low, int grid_width, const sample& ro
   axis_walk walk(x0, width, grid_width);
   int held = -1;
   float left = 0.0f, right = 0.0f;
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  VITCX_UNROLL
   for (int i = 0; i < COUNT; ++i) {
     const sample column = walk.here();
     if (column.left != held) {
@@ -85,6 +83,11 @@ VITCX_HD void interpolate_run(const float* low, int grid_width, const sample& ro
     values[i] = mix(left, right, column.fraction);
     walk.next();
   }
+}
+
+// The cell that sample i of an axis lies in.
+VITCX_HD int cell_of(int i, int size, int cells) {
+  return static_cast<int>(static_cast<int64_t>(2 * i + 1) * cells / (2 * size));
 }
 
 // The first sample whose left cell is `cell`, or a later cell where none is; `size` past the end.

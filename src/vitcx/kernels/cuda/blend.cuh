@@ -1,8 +1,8 @@
-// The masked and noised rows of one job, a run of pixels at a time.
+// The masked and noised rows of one perturbation, a run of pixels at a time.
 //
-// One call makes WIDTH neighbouring pixels of one image row, in every channel and every row kind
-// that the job asks for. The mask is upsampled once for all channels, the noise drawn once for all
-// kinds. Nothing but the batch is written.
+// One call makes WIDTH neighbouring pixels of one image row, in every channel and every row that the
+// perturbation asks for. The mask is widened once for all channels, the noise drawn once for all
+// rows. Nothing but the batch is written.
 #ifndef VITCX_BLEND_CUH
 #define VITCX_BLEND_CUH
 
@@ -12,108 +12,91 @@
 namespace vitcx {
 
 // How an image row is cut into runs of 16 stored bytes; the last may be short.
-VITCX_HD int runs_per_row(int width, int run) { return (width + run - 1) / run; }
+constexpr int kRun = 4;
+VITCX_HD int runs_per_row(int width) { return (width + kRun - 1) / kRun; }
 
-template <typename T, int WIDTH>
-VITCX_HD void store_run(T* to, const float* values, int count, bool aligned) {
-  alignas(16) T converted[WIDTH];
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-  for (int i = 0; i < WIDTH; ++i) convert(values[i], converted[i]);
+VITCX_HD void store_run(float* to, const float* values, int count, bool aligned) {
   if (aligned) {
-    copy_aligned<T, WIDTH>(to, converted);
+    copy_aligned<float, kRun>(to, values);
   } else {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-    for (int i = 0; i < WIDTH; ++i) {
-      if (i < count) to[i] = converted[i];
+    VITCX_UNROLL
+    for (int i = 0; i < kRun; ++i) {
+      if (i < count) to[i] = values[i];
     }
   }
 }
 
-// Pixels x0 ... x0 + WIDTH - 1 of image row y, channels first, first + stride, ...
-//
-// `aligned` says that width is a multiple of WIDTH and that images and out are aligned to 16 bytes:
-// then all loads and stores are whole 16-byte pieces.
-template <typename T, int WIDTH>
-VITCX_HD void blend_run(const vitcx_blend_params& p, const vitcx_blend_job& job, int y, int x0,
-                        int first_channel, int channel_stride, bool aligned) {
-  static_assert(WIDTH % 4 == 0, "a Philox call makes four neighbours");
-  const int cells = p.grid_height * p.grid_width;
-  float mask[WIDTH], amplitude[WIDTH];
-  interpolate_run<WIDTH>(p.masks + static_cast<int64_t>(job.mask) * cells, p.grid_width,
-                         axis_walk(y, p.height, p.grid_height).here(), x0, p.width, mask);
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-  for (int i = 0; i < WIDTH; ++i) amplitude[i] = job.scale * (1.0f - mask[i]);
+// The weights of pixels x0 ... x0 + kRun - 1 of image row y.
+VITCX_HD void weight_run(const vitcx_blend_params& p, const vitcx_perturbation& one, int y, int x0,
+                         float* weight) {
+  const float* low = p.masks + static_cast<int64_t>(one.mask) * (p.grid_height * p.grid_width);
+  if (!one.sharp) {
+    interpolate_run<kRun>(low, p.grid_width, axis_walk(y, p.height, p.grid_height).here(), x0,
+                          p.width, weight);
+    return;
+  }
+  const float* row = low + cell_of(y, p.height, p.grid_height) * p.grid_width;
+  VITCX_UNROLL
+  for (int i = 0; i < kRun; ++i) {
+    const int x = x0 + i < p.width ? x0 + i : p.width - 1;
+    weight[i] = row[cell_of(x, p.width, p.grid_width)];
+  }
+}
 
-  const int count = p.width - x0 < WIDTH ? p.width - x0 : WIDTH;
-  const bool noisy = job.scale != 0.0f;
+// Pixels x0 ... x0 + kRun - 1 of image row y, channels first, first + stride, ...
+//
+// `aligned` says that width is a multiple of kRun and that images and out are aligned to 16 bytes:
+// then all loads and stores are whole 16-byte pieces.
+VITCX_HD void blend_run(const vitcx_blend_params& p, const vitcx_perturbation& one, int y, int x0,
+                        int first_channel, int channel_stride, bool aligned) {
+  static_assert(kRun == 4, "a Philox call makes four neighbours");
+  float mask[kRun];
+  weight_run(p, one, y, x0, mask);
+
+  const int count = p.width - x0 < kRun ? p.width - x0 : kRun;
+  const bool noisy = one.scale != 0.0f;
   for (int channel = first_channel; channel < p.channels; channel += channel_stride) {
     const int64_t pixel = (static_cast<int64_t>(channel) * p.height + y) * p.width + x0;
     const int64_t image_size = static_cast<int64_t>(p.channels) * p.height * p.width;
-    const float* source = p.images + job.image * image_size + pixel;
-    alignas(16) float image[WIDTH];
+    const float* source = p.images + one.image * image_size + pixel;
+    alignas(16) float image[kRun];
     if (aligned) {
-      copy_aligned<float, WIDTH>(image, source);
+      copy_aligned<float, kRun>(image, source);
     } else {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-      for (int i = 0; i < WIDTH; ++i) image[i] = i < count ? source[i] : 0.0f;
+      VITCX_UNROLL
+      for (int i = 0; i < kRun; ++i) image[i] = i < count ? source[i] : 0.0f;
     }
 
-    float noise[WIDTH];
+    float normals[kRun] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (noisy) {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-      for (int quad = 0; quad < WIDTH / 4; ++quad) {
-        four_normals(job.seed, job.noise, static_cast<uint32_t>(channel),
-                     static_cast<uint32_t>(y), static_cast<uint32_t>(x0 / 4 + quad),
-                     noise + 4 * quad);
-      }
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-      for (int i = 0; i < WIDTH; ++i) noise[i] *= amplitude[i];
-    } else {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-      for (int i = 0; i < WIDTH; ++i) noise[i] = 0.0f;
+      four_normals(one.seed, one.noise, static_cast<uint32_t>(channel), static_cast<uint32_t>(y),
+                   static_cast<uint32_t>(x0 / kRun), normals);
     }
 
-    T* out = static_cast<T*>(p.out) + pixel;
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-    for (int kind = 0; kind < VITCX_ROW_KINDS; ++kind) {
-      const int row = job.rows[kind];
+    VITCX_UNROLL
+    for (int place = 0; place < VITCX_MOST_ROWS; ++place) {
+      const int row = one.rows[place];
       if (row < 0) continue;
-      const bool masked = kind == VITCX_MASKED || kind == VITCX_MASKED_MINUS;
-      const bool minus = kind == VITCX_MASKED_MINUS || kind == VITCX_NOISY_MINUS;
-      float values[WIDTH];
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
-      for (int i = 0; i < WIDTH; ++i) {
-        const float signed_noise = minus ? -noise[i] : noise[i];
-        values[i] = masked ? fmaf(image[i], mask[i], signed_noise) : image[i] + signed_noise;
+      const int kind = one.kinds[place];
+      alignas(16) float values[kRun];
+      VITCX_UNROLL
+      for (int i = 0; i < kRun; ++i) {
+        const float weight = kind & VITCX_COMPLEMENT ? 1.0f - mask[i] : mask[i];
+        const float noise = normals[i] * (one.scale * (1.0f - weight));
+        const float signed_noise = kind & VITCX_MINUS ? -noise : noise;
+        values[i] = kind & VITCX_UNMASKED ? image[i] + signed_noise
+                                          : fmaf(image[i], weight, signed_noise);
       }
-      store_run<T, WIDTH>(out + row * image_size, values, count, aligned);
+      store_run(p.out + row * image_size + pixel, values, count, aligned);
     }
   }
 }
 
 // Whether every run of this call is whole and lies on 16-byte boundaries.
-template <int WIDTH>
 VITCX_HD bool runs_are_aligned(const vitcx_blend_params& p) {
-  const uint64_t addresses = reinterpret_cast<uint64_t>(p.images) | reinterpret_cast<uint64_t>(p.out);
-  return p.width % WIDTH == 0 && addresses % 16 == 0;
+  const uint64_t addresses =
+      reinterpret_cast<uint64_t>(p.images) | reinterpret_cast<uint64_t>(p.out);
+  return p.width % kRun == 0 && addresses % 16 == 0;
 }
 
 }  // namespace vitcx

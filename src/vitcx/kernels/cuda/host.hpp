@@ -11,26 +11,16 @@
 
 namespace vitcx {
 
-template <typename T>
-void blend_on_host(const vitcx_blend_params& p) {
-  constexpr int width = vector_width<T>::value;
-  const bool aligned = runs_are_aligned<width>(p);
-  for (int job = 0; job < p.job_count; ++job) {
+inline int blend_on_host(const vitcx_blend_params& p) {
+  const bool aligned = runs_are_aligned(p);
+  for (int i = 0; i < p.count; ++i) {
     for (int y = 0; y < p.height; ++y) {
-      for (int run = 0; run < runs_per_row(p.width, width); ++run) {
-        blend_run<T, width>(p, p.jobs[job], y, run * width, 0, 1, aligned);
+      for (int run = 0; run < runs_per_row(p.width); ++run) {
+        blend_run(p, p.perturbations[i], y, run * kRun, 0, 1, aligned);
       }
     }
   }
-}
-
-inline int blend_on_host(const vitcx_blend_params& p) {
-  switch (p.dtype) {
-    case VITCX_FLOAT32: blend_on_host<float>(p); return VITCX_SUCCESS;
-    case VITCX_FLOAT16: blend_on_host<float16>(p); return VITCX_SUCCESS;
-    case VITCX_BFLOAT16: blend_on_host<bfloat16>(p); return VITCX_SUCCESS;
-    default: return VITCX_INVALID_ARGUMENT;
-  }
+  return VITCX_SUCCESS;
 }
 
 inline void normalise_on_host(const float* embedding, float* masks, int32_t* kept, int count,

@@ -8,7 +8,7 @@
 
 namespace vitcx {
 
-constexpr int32_t kMostJobs = 65535;  // the most blocks a grid can have in y
+constexpr int32_t kMostInGrid = 65535;  // the most blocks a grid can have in y
 
 struct device_shape {
   int resident_blocks;  // of this kernel on the whole device at once

@@ -112,7 +112,7 @@ int vitcx_gram_apply_launch(const float* masks, const float* gram_rows, const fl
 
 int vitcx_cosine_distance_launch(const float* products, float* condensed, int32_t count,
                                  void* stream) {
-  if (products == nullptr || condensed == nullptr || count < 0 || count > vitcx::kMostJobs) {
+  if (products == nullptr || condensed == nullptr || count < 0 || count > vitcx::kMostInGrid) {
     return VITCX_INVALID_ARGUMENT;
   }
   if (count < 2) return VITCX_SUCCESS;

@@ -21,6 +21,7 @@
 typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
+typedef unsigned char uint8_t;
 typedef unsigned long long uint64_t;
 #else
 #include <stdint.h>
@@ -32,40 +33,37 @@ extern "C" {
 
 enum { VITCX_SUCCESS = 0, VITCX_INVALID_ARGUMENT = -1 };
 
-/* The element type of a batch. */
-enum { VITCX_FLOAT32 = 0, VITCX_FLOAT16 = 1, VITCX_BFLOAT16 = 2 };
-
-/* The four rows that one job can fill, with M = U m and e = scale (1 - M) Z. */
+/* What a row is made of: X w + e with e = scale (1 - w) Z, and these flags, added up. */
 enum {
-  VITCX_MASKED = 0,       /* X M + e */
-  VITCX_NOISY = 1,        /* X + e */
-  VITCX_MASKED_MINUS = 2, /* X M - e */
-  VITCX_NOISY_MINUS = 3,  /* X - e */
-  VITCX_ROW_KINDS = 4
+  VITCX_UNMASKED = 1,   /* X for X w */
+  VITCX_MINUS = 2,      /* - e for + e */
+  VITCX_COMPLEMENT = 4, /* 1 - w for w */
+  VITCX_MOST_ROWS = 4   /* rows of one perturbation */
 };
 
-/* A row kind that a job leaves out. */
+/* A place in `rows` that a perturbation leaves out. */
 enum { VITCX_SKIP = -1 };
 
-/* One mask of one image with one draw of noise. 40 bytes, no padding. */
-typedef struct vitcx_blend_job {
-  int32_t image;                 /* index into images */
-  int32_t mask;                  /* index into masks */
-  uint32_t noise;                /* k of Z_k: the mask's index within its own explanation */
-  float scale;                   /* sigma; 0 draws no noise */
-  uint64_t seed;                 /* of the noise */
-  int32_t rows[VITCX_ROW_KINDS]; /* the batch row for each kind, or VITCX_SKIP */
-} vitcx_blend_job;
+/* One mask of one image with one draw of noise. 48 bytes, no padding. */
+typedef struct vitcx_perturbation {
+  int32_t image;                  /* index into images */
+  int32_t mask;                   /* index into masks */
+  uint32_t noise;                 /* k of Z_k: the mask's index within its own explanation */
+  float scale;                    /* sigma; 0 draws no noise */
+  uint64_t seed;                  /* of the noise */
+  int32_t rows[VITCX_MOST_ROWS];  /* batch rows, or VITCX_SKIP */
+  uint8_t kinds[VITCX_MOST_ROWS]; /* what each row is: a sum of flags */
+  uint32_t sharp;                 /* w is 0: U m, bilinear; 1: the value of the patch a pixel is in */
+} vitcx_perturbation;
 
 typedef struct vitcx_blend_params {
-  const float *images;         /* (N, channels, height, width), normalised as the model wants them */
-  const float *masks;          /* (K, grid_height, grid_width), upsampled values in [0, 1] */
-  const vitcx_blend_job *jobs; /* (job_count); no two name the same row */
-  void *out;                   /* (B, channels, height, width) of `dtype`; unnamed rows are left */
-  int32_t job_count;
+  const float *images; /* (N, channels, height, width), normalised as the model wants them */
+  const float *masks;  /* (K, grid_height, grid_width), upsampled values in [0, 1] */
+  const vitcx_perturbation *perturbations; /* (count); no two name the same row */
+  float *out;          /* (B, channels, height, width); rows not named are left */
+  int32_t count;
   int32_t channels, height, width;
   int32_t grid_height, grid_width;
-  int32_t dtype; /* VITCX_FLOAT32, ... */
 } vitcx_blend_params;
 
 /* What a cluster's mask is: the mean of its members, or that stretched to [0, 1] again (a constant
@@ -74,7 +72,7 @@ enum { VITCX_CLUSTER_MEAN = 0, VITCX_CLUSTER_RENORMALISED = 1 };
 
 #ifndef __CUDACC_RTC__ /* NVRTC compiles the kernels alone */
 
-/* The masked and noised rows of a batch: one pass over each job's noise, nothing between. */
+/* The masked and noised rows of a batch: one pass over each perturbation's noise, nothing between. */
 int vitcx_blend_launch(const vitcx_blend_params *params, void *stream);
 
 /* Embedding (count, h, w) -> masks (count, h, w): (e - a) / (b - a), a and b being the extremes of

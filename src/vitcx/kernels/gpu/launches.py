@@ -21,57 +21,58 @@ from vitcx.kernels.gpu.compiler import cubin
 from vitcx.kernels.gpu.cuda_modules import cuda_module
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.kernels.host.blend import Job
+from vitcx.kernels.host.blend import MOST_ROWS, Perturbation
 
-# vitcx_blend_job of cuda/vitcx_kernels.h: 40 bytes, no padding.
-JOB_DTYPE = np.dtype(
+# vitcx_perturbation of cuda/vitcx_kernels.h: 48 bytes, no padding.
+PERTURBATION_DTYPE = np.dtype(
     [
         ("image", np.int32),
         ("mask", np.int32),
         ("noise", np.uint32),
         ("scale", np.float32),
         ("seed", np.uint64),
-        ("rows", np.int32, 4),
+        ("rows", np.int32, MOST_ROWS),
+        ("kinds", np.uint8, MOST_ROWS),
+        ("sharp", np.uint32),
     ]
 )
+SKIP = -1  # a place in `rows` that is left out
 
 _BLOCK = 256
-_MOST_JOBS = 65535  # the most blocks a grid can have in y
-# The batch's element type: kernel, and elements of one 16-byte store. NumPy has no bfloat16: such a
-# batch is uint16 to it.
-_BLEND_KERNELS = {
-    "float32": ("vitcx_blend_float32", 4),
-    "float16": ("vitcx_blend_float16", 8),
-    "bfloat16": ("vitcx_blend_bfloat16", 8),
-}
+_MOST_IN_GRID = 65535  # the most blocks a grid can have in y
+_RUN = 4  # float32 elements of one 16-byte store
 _CLUSTER_MODES = {"mean": 0, "renormalised": 1}
 
 
-def pack_jobs(jobs: Sequence[Job]) -> NDArray[np.void]:
-    """(len(jobs),) `JOB_DTYPE`: the jobs as the kernel reads them."""
-    return np.array(
-        [(j.image, j.mask, j.noise, j.scale, j.seed, j.rows) for j in jobs], dtype=JOB_DTYPE
-    )
+def pack_perturbations(perturbations: Sequence[Perturbation]) -> NDArray[np.void]:
+    """(len(perturbations),) `PERTURBATION_DTYPE`: as the kernel reads them."""
+    packed = np.zeros(len(perturbations), dtype=PERTURBATION_DTYPE)
+    packed["rows"] = SKIP
+    for record, one in zip(packed, perturbations, strict=True):
+        record["image"], record["mask"], record["noise"] = one.image, one.mask, one.noise
+        record["scale"], record["seed"], record["sharp"] = one.scale, one.seed, one.sharp
+        for place, (kind, row) in enumerate(one.rows):
+            record["kinds"][place], record["rows"][place] = kind, row
+    return packed
 
 
 def blend_grid(
-    size: tuple[int, int], channels: int, jobs: int, per_store: int, resident_blocks: int
+    size: tuple[int, int], channels: int, perturbations: int, resident_blocks: int
 ) -> tuple[int, int, int]:
-    """The blend's launch grid: runs of pixels, jobs, channels.
+    """The blend's launch grid: runs of pixels, perturbations, channels.
 
-    One thread takes all channels of its pixels, because the mask is then upsampled once for them;
+    One thread takes all channels of its pixels, because the mask is then widened once for them;
     where that leaves part of the device idle, one channel.
 
     Parameters
     ----------
     size : (H, W).
-    per_store : elements of one 16-byte store.
     resident_blocks : how many blocks of this kernel the device holds at once.
     """
-    runs = -(-size[1] // per_store) * size[0]
+    runs = -(-size[1] // _RUN) * size[0]
     blocks = -(-runs // _BLOCK)
-    fills = blocks * jobs >= resident_blocks
-    return blocks, jobs, 1 if fills else min(channels, 64)
+    fills = blocks * perturbations >= resident_blocks
+    return blocks, perturbations, 1 if fills else min(channels, 64)
 
 
 @dataclass(frozen=True)
@@ -101,50 +102,45 @@ class GpuKernels:
         self._kernels: dict[str, Any] = {}
         self._resident: dict[str, int] = {}
 
-    def prepare_blend(self, dtype: str = "float32") -> None:
+    def prepare_blend(self) -> None:
         """Compile and load what `blend` needs; `DeviceError` where that cannot be done."""
-        self._kernel("blend", _BLEND_KERNELS[dtype][0])
+        self._kernel("blend", "vitcx_blend")
 
     def blend(
         self,
         images: DeviceArray,
         masks: DeviceArray,
-        jobs: DeviceArray,
+        perturbations: DeviceArray,
         out: DeviceArray,
         stream: Stream,
-        dtype: str = "float32",
     ) -> None:
-        """`vitcx.kernels.host.blend.blend` on the device; rows no job names are left as they are.
+        """`vitcx.kernels.host.blend.blend` on the device; rows not named are left as they are.
 
         Parameters
         ----------
         images : (N,C,H,W) float32.
         masks : (K,h,w) float32.
-        jobs : (J,) `JOB_DTYPE`; indices in range, no two naming the same row.
-        out : (B,C,H,W) of `dtype` (bfloat16 held as uint16), written in place.
-        dtype : ``float32``, ``float16`` or ``bfloat16``.
+        perturbations : (J,) `PERTURBATION_DTYPE`; indices in range, no two naming the same row.
+        out : (B,C,H,W) float32, written in place.
         """
-        name, per_store = _BLEND_KERNELS[dtype]
         _, channels, height, width = images.shape
-        if out.shape[1:] != images.shape[1:] or out.dtype.itemsize * per_store != 16:
+        if out.shape[1:] != images.shape[1:] or out.dtype != np.float32:
             raise DeviceArrayError(
-                f"Got a batch of shape {out.shape}, {out.dtype} for images of shape "
-                f"{images.shape} and elements of {dtype}"
+                f"Got a batch of shape {out.shape}, {out.dtype} for float32 images of shape "
+                f"{images.shape}"
             )
-        kernel = self._kernel("blend", name)
-        for first in range(0, jobs.shape[0], _MOST_JOBS):
-            count = min(_MOST_JOBS, jobs.shape[0] - first)
-            grid = blend_grid(
-                (height, width), channels, count, per_store, self._resident_blocks(name, kernel)
-            )
+        kernel = self._kernel("blend", "vitcx_blend")
+        resident = self._resident_blocks("vitcx_blend", kernel)
+        for first in range(0, perturbations.shape[0], _MOST_IN_GRID):
+            count = min(_MOST_IN_GRID, perturbations.shape[0] - first)
             self._launch(
                 kernel,
-                grid,
+                blend_grid((height, width), channels, count, resident),
                 _BLOCK,
                 stream,
                 images.pointer,
                 masks.pointer,
-                jobs.pointer + first * JOB_DTYPE.itemsize,
+                perturbations.pointer + first * PERTURBATION_DTYPE.itemsize,
                 out.pointer,
                 np.int32(count),
                 *(np.int32(n) for n in (channels, height, width, *masks.shape[1:])),

@@ -18,18 +18,18 @@ from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.cublas import Cublas
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
-from vitcx.kernels.gpu.launches import JOB_DTYPE, GpuKernels, pack_jobs
+from vitcx.kernels.gpu.launches import PERTURBATION_DTYPE, GpuKernels, pack_perturbations
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.kernels.host.blend import Job
+from vitcx.kernels.host.blend import Perturbation
 from vitcx.kernels.host.upsampling import gram_operator
 
 
 class Blender(Closing):
     """Blends batches on one stream; keeps its buffers from batch to batch (see `reserve`).
 
-    Images, masks and jobs go up in one copy through pinned memory; an image that is on the device
-    already, and is a call's only one, is read where it lies. A context manager; for one thread at a
-    time.
+    Images, masks and perturbations go up in one copy through pinned memory; an image that is on the
+    device already, and is a call's only one, is read where it lies. A context manager; for one
+    thread at a time.
 
     Raises
     ------
@@ -56,27 +56,26 @@ class Blender(Closing):
         """
         # At the most, each row is another image under another mask.
         rows, *image = batch
-        sizes = (JOB_DTYPE.itemsize, 4 * math.prod(grid), 4 * math.prod(image))
+        sizes = (PERTURBATION_DTYPE.itemsize, 4 * math.prod(grid), 4 * math.prod(image))
         self._take(sum(_aligned(rows * size) for size in sizes))
 
     def blend(
         self,
         images: Sequence[NDArray[np.float32]] | Sequence[DeviceArray],
         masks: Sequence[NDArray[np.float32]],
-        jobs: Sequence[Job],
+        perturbations: Sequence[Perturbation],
         out: DeviceArray,
-        dtype: str = "float32",
     ) -> None:
-        """Queue the rows that the jobs name; see `vitcx.kernels.host.blend.blend`.
+        """Queue the rows that the perturbations name; see `vitcx.kernels.host.blend.blend`.
 
         Parameters
         ----------
         images : each (C,H,W) float32, all on the host; or one on the device.
         masks : each (h,w) float32.
-        out : (B,C,H,W) of `dtype` (bfloat16 held as uint16) on the device.
+        out : (B,C,H,W) float32 on the device.
         """
         on_device = images[0] if isinstance(images[0], DeviceArray) else None
-        parts: list[NDArray[Any]] = [pack_jobs(jobs), np.stack(list(masks))]
+        parts: list[NDArray[Any]] = [pack_perturbations(perturbations), np.stack(list(masks))]
         if on_device is None:
             parts.append(np.stack([np.asarray(image) for image in images]))
         places = self._upload(parts)
@@ -84,7 +83,7 @@ class Blender(Closing):
             stacked = on_device.part(0, (1, *on_device.shape), np.float32)
         else:
             stacked = places[2]
-        self._kernels.blend(stacked, places[1], places[0], out, self._stream, dtype)
+        self._kernels.blend(stacked, places[1], places[0], out, self._stream)
 
     def _upload(self, parts: list[NDArray[Any]]) -> list[DeviceArray]:
         """The arrays' copies on the device, valid until the next call."""

@@ -1,13 +1,15 @@
 """Masked and noised batches: the engine's input, made from images, low-resolution masks and a seed.
 
-This is the CPU path and the twin that the CUDA kernel is tested against. One `Job` is one mask of
-one image with one draw of noise; it fills up to `len(ROW_KINDS)` rows of the batch in one pass over
-that noise. With ``M = U m`` and ``e = σ (1 - M) Z``::
+This is the CPU path and the twin that the CUDA kernel is tested against. One `Perturbation` is one
+mask of one image with one draw of noise; it fills up to `MOST_ROWS` rows of the batch in one pass
+over that noise. With ``w`` the weight of a pixel, a row is::
 
-    MASKED        X M + e          NOISY        X + e
-    MASKED_MINUS  X M - e          NOISY_MINUS  X - e
+    X w + σ (1 - w) Z
 
-With ``σ = 0`` no noise is drawn at all.
+A row's kind is a sum of flags: `UNMASKED` leaves the image whole (``X + ...``), `MINUS` takes the
+noise with the other sign, `COMPLEMENT` takes ``1 - w`` for ``w``. The weight is ``U m``, bilinear,
+or, for a `sharp` mask, the value of the patch that the pixel lies in. With ``σ = 0`` no noise is
+drawn at all.
 """
 
 from __future__ import annotations
@@ -19,16 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.host.noise import NoiseCache
-from vitcx.kernels.host.upsampling import upsample
+from vitcx.kernels.host.upsampling import spread, upsample
 
-MASKED, NOISY, MASKED_MINUS, NOISY_MINUS = range(4)
-ROW_KINDS = ("masked", "noisy", "masked_minus", "noisy_minus")
-SKIP = -1
+UNMASKED, MINUS, COMPLEMENT = 1, 2, 4
+# The kinds that estimators use, by the names of the paper and of its relatives.
+MASKED = 0
+NOISY = UNMASKED
+MASKED_MINUS = MINUS
+NOISY_MINUS = UNMASKED | MINUS
+KEPT = MASKED
+DROPPED = COMPLEMENT
+# Rows of one perturbation, at the most: what the kernel's record has room for.
+MOST_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Job:
-    """One mask of one image.
+class Perturbation:
+    """One mask of one image with one draw of noise.
 
     Attributes
     ----------
@@ -37,7 +46,8 @@ class Job:
     noise : k of ``Z_k``: the mask's index within its own explanation.
     seed : of the noise, in [0, 2^64).
     scale : σ, the noise's standard deviation in normalised units.
-    rows : the batch row that each of `ROW_KINDS` goes to, or `SKIP`.
+    rows : (kind, batch row) of each row, 1 to `MOST_ROWS`; a kind is a sum of flags.
+    sharp : whether a patch's weight is the same all over the patch.
     """
 
     image: int
@@ -45,48 +55,63 @@ class Job:
     noise: int
     seed: int
     scale: float
-    rows: tuple[int, int, int, int]
+    rows: tuple[tuple[int, int], ...]
+    sharp: bool = False
 
 
 def blend(
     images: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     masks: Sequence[NDArray[np.float32]] | NDArray[np.float32],
-    jobs: Sequence[Job],
+    perturbations: Sequence[Perturbation],
     out: NDArray[np.float32],
     noise: NoiseCache,
 ) -> None:
-    """Fill the rows of `out` that the jobs name; other rows are left as they are.
+    """Fill the rows of `out` that the perturbations name; other rows are left as they are.
 
     Parameters
     ----------
     images : N of (channels,H,W) float32, normalised as the model wants them.
     masks : K of (h,w) float32 at patch resolution, their upsampled values in [0, 1].
-    jobs : no two name the same row.
+    perturbations : no two name the same row.
     out : (B,channels,H,W) float32, written in place.
     noise : where the normals come from.
     """
     shape = (out.shape[1], out.shape[2], out.shape[3])
     size = shape[1:]
     scratch = np.empty(shape, dtype=np.float32)  # once: its first touch costs more than its use
-    for job in jobs:
-        image = images[job.image]
-        mask = upsample(masks[job.mask], size)
-        masked, noisy, masked_minus, noisy_minus = job.rows
-        epsilon: NDArray[np.float32] | None = None
-        if job.scale != 0:
-            normals = noise.normals(job.seed, job.noise, shape)
-            amplitude = np.float32(job.scale) * (np.float32(1) - mask)
-            epsilon = np.multiply(normals, amplitude, out=scratch)
-        for row, minus_row, base_is_masked in (
-            (masked, masked_minus, True),
-            (noisy, noisy_minus, False),
-        ):
-            for target, operation in ((row, np.add), (minus_row, np.subtract)):
-                if target == SKIP:
-                    continue
-                slot = out[target]
-                base = np.multiply(image, mask, out=slot) if base_is_masked else image
-                if epsilon is not None:
-                    operation(base, epsilon, out=slot)
-                elif base is not slot:
-                    slot[...] = base
+    for perturbation in perturbations:
+        image = images[perturbation.image]
+        widen = spread if perturbation.sharp else upsample
+        mask = widen(masks[perturbation.mask], size)
+        normals: NDArray[np.float32] | None = None
+        if perturbation.scale != 0:
+            normals = noise.normals(perturbation.seed, perturbation.noise, shape)
+        for flipped in (0, COMPLEMENT):
+            rows = [(kind, row) for kind, row in perturbation.rows if kind & COMPLEMENT == flipped]
+            if rows:
+                weight = np.float32(1) - mask if flipped else mask
+                _fill(image, weight, normals, perturbation.scale, rows, out, scratch)
+
+
+def _fill(
+    image: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    normals: NDArray[np.float32] | None,
+    scale: float,
+    rows: Sequence[tuple[int, int]],
+    out: NDArray[np.float32],
+    scratch: NDArray[np.float32],
+) -> None:
+    """The rows of one weight: they share its noise, ``σ (1 - w) Z``, which is made in `scratch`."""
+    epsilon: NDArray[np.float32] | None = None
+    if normals is not None:
+        amplitude = np.float32(scale) * (np.float32(1) - weight)
+        epsilon = np.multiply(normals, amplitude, out=scratch)
+    for kind, row in rows:
+        slot = out[row]
+        base = image if kind & UNMASKED else np.multiply(image, weight, out=slot)
+        if epsilon is not None:
+            operation = np.subtract if kind & MINUS else np.add
+            operation(base, epsilon, out=slot)
+        elif base is not slot:
+            slot[...] = base

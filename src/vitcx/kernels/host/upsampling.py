@@ -70,3 +70,17 @@ def _upsample_axis(low: NDArray[np.float32], size: int, axis: int) -> NDArray[np
     step *= weight
     base += step
     return base
+
+
+@functools.lru_cache(maxsize=64)
+def axis_cells(size: int, cells: int) -> NDArray[np.intp]:
+    """(size,) the cell that each sample of one axis lies in, read-only; exact, by whole numbers."""
+    result = (2 * np.arange(size, dtype=np.intp) + 1) * cells // (2 * size)
+    result.flags.writeable = False
+    return result
+
+
+def spread(low: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Each pixel gets the value of the cell it lies in: (..., h, w) float32 to (..., H, W)."""
+    rows, columns = (axis_cells(n, c) for n, c in zip(size, low.shape[-2:], strict=True))
+    return np.take(np.take(low, columns, axis=-1), rows, axis=-2)

@@ -17,33 +17,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
-from vitcx.kernels.host.blend import Job
+from vitcx.kernels.host.blend import Perturbation
 from vitcx.runtime.errors import EngineError
 
 FloatArray = NDArray[np.float32]
+_NO_TEAMS = "the engine {!r} scores no teams of tokens with this bundle: take hidden='pixels'"
 
 
 @dataclass
-class Batch:
-    """Rows to score, described and not yet made: the engine blends them where its input lies.
+class PixelBatch:
+    """Rows of pixels, described and not yet made: the engine blends them where its input lies.
 
     Attributes
     ----------
-    images : each (3,H,W) float32; a job names one by its place here.
-    masks : each (h,w) float32; likewise.
-    jobs : what fills which row.
+    images : each (3,H,W) float32; a perturbation names one by its place here.
+    masks : each (h,w) float32, all of one resolution; likewise.
+    perturbations : what fills which row.
     rows : how many rows are filled, 1 to the session's `batch_size`; they are the first ones.
     """
 
     images: list[FloatArray] = field(default_factory=list)
     masks: list[FloatArray] = field(default_factory=list)
-    jobs: list[Job] = field(default_factory=list)
+    perturbations: list[Perturbation] = field(default_factory=list)
     rows: int = 0
+
+
+@dataclass
+class TeamBatch:
+    """Rows of tokens: each is a picture's prefix tokens and the tokens of a team of its patches.
+
+    Attributes
+    ----------
+    tokens : each (T,W) float32, a picture's, as `Session.encode_tokens` gave them.
+    pictures : the place in `tokens` of each row's picture.
+    patches : each (n,) int64, the patches that a row keeps; n is the same for all rows.
+    """
+
+    tokens: list[FloatArray] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
+    patches: list[NDArray[np.int64]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return len(self.pictures)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The answer to a `Batch`: (rows, C) float32 probabilities, and the seconds each part took."""
+    """The answer to a batch: (rows, C) float32 probabilities, and the seconds each part took."""
 
     probabilities: FloatArray
     blend_seconds: float
@@ -63,7 +84,9 @@ class Session(Closing, abc.ABC):
     device : where it runs, in words.
     precision : what it computes in; empty where that is as the bundle's graph says.
     encoder_precision : the same of `encode`, where that is not what its graph says.
-    batch_size : the rows of a full mask batch.
+    batch_size : the rows of a full batch.
+    scores_teams : whether it scores teams of tokens: the bundle has the graph, and the engine runs
+        it.
 
     Raises
     ------
@@ -76,6 +99,7 @@ class Session(Closing, abc.ABC):
     precision: str = ""
     encoder_precision: str = ""
     batch_size: int
+    scores_teams: bool = False
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -91,10 +115,36 @@ class Session(Closing, abc.ABC):
         with self._call():
             return self._encode(images)
 
-    def score(self, batch: Batch) -> Scores:
+    def score(self, batch: PixelBatch) -> Scores:
         """Blend and score the rows of a batch."""
         with self._call():
             return self._score(batch)
+
+    def encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """As `encode`, and the tokens (N,T,W) float32 that `score_teams` takes.
+
+        Raises
+        ------
+        EngineError
+            If `scores_teams` is False, or as all calls.
+        """
+        with self._call():
+            return self._encode_tokens(images)
+
+    def score_teams(self, batch: TeamBatch) -> Scores:
+        """Score rows of tokens.
+
+        Raises
+        ------
+        EngineError
+            If `scores_teams` is False, or as all calls.
+        """
+        with self._call():
+            return self._score_teams(batch)
+
+    def score_rows(self, batch: PixelBatch | TeamBatch) -> Scores:
+        """Score a batch of either sort."""
+        return self.score_teams(batch) if isinstance(batch, TeamBatch) else self.score(batch)
 
     def predict(self, images: FloatArray) -> FloatArray:
         """(N,3,H,W) float32 to probabilities (N,C) float32, for any N."""
@@ -138,12 +188,20 @@ class Session(Closing, abc.ABC):
         """As `encode`."""
 
     @abc.abstractmethod
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         """As `score`."""
 
     @abc.abstractmethod
     def _predict(self, images: FloatArray) -> FloatArray:
         """As `predict`."""
+
+    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """As `encode_tokens`; for sessions whose `scores_teams` is True."""
+        raise EngineError(_NO_TEAMS.format(self.engine))
+
+    def _score_teams(self, batch: TeamBatch) -> Scores:
+        """As `score_teams`; for sessions whose `scores_teams` is True."""
+        raise EngineError(_NO_TEAMS.format(self.engine))
 
     @abc.abstractmethod
     def _close(self) -> None:

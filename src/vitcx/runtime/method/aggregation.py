@@ -13,6 +13,11 @@ COVERAGE_FLOOR = 1e-6
 FloatArray = NDArray[np.float32]
 
 
+def coverage_of(masks: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """ρ of section 3.4, the mean of the masks (at least one): (H,W) float32 in [0, 1]."""
+    return np.clip(upsample(masks.mean(axis=0, dtype=np.float32), size), 0, 1)
+
+
 def aggregate(
     masks: FloatArray, impacts: FloatArray, size: tuple[int, int], *, correct_coverage: bool
 ) -> tuple[FloatArray, FloatArray]:
@@ -35,7 +40,7 @@ def aggregate(
         return zeros, np.zeros(size, dtype=np.float32)
     weighted = (impacts @ masks.reshape(count, -1) / np.float32(count)).reshape(-1, height, width)
     saliency = upsample(np.asarray(weighted, dtype=np.float32), size)
-    coverage = np.clip(upsample(masks.mean(axis=0, dtype=np.float32), size), 0, 1)
+    coverage = coverage_of(masks, size)
     if correct_coverage:
         covered = coverage > COVERAGE_FLOOR
         divisor = np.where(covered, coverage, 1)

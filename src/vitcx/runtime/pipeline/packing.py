@@ -1,62 +1,124 @@
 """Pack rows of any number of pictures into the engine's fixed-size batches.
 
-A `Task` is one picture with its masks. Tasks are scored in the order they were added; a batch holds
-the rows of as many tasks as fit, so only the last batch of a job is ever short. `Pipeline` decides
-when a batch runs; this module only knows which rows are in it.
+A `Scoring` is one picture's rows. Rows are packed in the order in which the pictures were added; a
+batch holds the rows of as many pictures as fit, as long as they are alike: pixels under masks of
+one resolution, or tokens in teams of one size. `Pipeline` decides when a batch runs; this module
+only knows which rows are in it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.kernels.host.blend import SKIP, Job
-from vitcx.runtime.engines.session import Batch, Scores, Session
-from vitcx.runtime.method.estimators import Estimator
+from vitcx.kernels.host.blend import MOST_ROWS, Perturbation
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
 
 FloatArray = NDArray[np.float32]
+# What rows must share to be in one batch: what they are made of, and its sizes.
+Likeness = tuple[str, int, int]
 
 
-@dataclass(eq=False)
-class Task:
-    """One picture's rows.
+@dataclass(frozen=True)
+class PixelRows:
+    """Rows that show a picture through masks.
 
     Attributes
     ----------
     image : (3,H,W) float32.
     masks : (K,h,w) float32.
-    estimator : which rows each mask has.
-    noise_std, seed : of the noise.
-    targets : (T,) class indices whose scores are kept.
-    scores : by row kind, (K,T) float32, filled as batches run.
-    seconds : time by stage, this task's share of each batch.
+    kinds : of each mask's rows, in the order in which they are scored.
+    noise_std, seed : of the noise; 0 draws none.
+    sharp : whether the masks are teams, sharp at the patches' edges.
     """
 
     image: FloatArray
     masks: FloatArray
-    estimator: Estimator
+    kinds: Sequence[int]
     noise_std: float
     seed: int
+    sharp: bool = False
+
+    def __len__(self) -> int:
+        return len(self.masks) * len(self.kinds)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(mask, kind) of a row: the kinds of one mask stay together, its noise is made once."""
+        mask, kind = divmod(row, len(self.kinds))
+        return mask, self.kinds[kind]
+
+    def alike(self, row: int) -> tuple[Likeness, int]:
+        """What the row must share with its batch, and how many rows from it on are like it."""
+        return ("pixels", *self.masks.shape[1:3]), len(self) - row
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows that show a picture's tokens in teams.
+
+    Attributes
+    ----------
+    tokens : (T,W) float32, prefix tokens first.
+    patches : by kind, in the order in which they are scored, (K,n) int64 patches of each team.
+    """
+
+    tokens: FloatArray
+    patches: Mapping[int, NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return sum(len(teams) for teams in self.patches.values())
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(mask, kind) of a row: one kind after the other, for their teams may differ in size."""
+        for kind, teams in self.patches.items():
+            if row < len(teams):
+                return row, kind
+            row -= len(teams)
+        raise IndexError(row)
+
+    def alike(self, row: int) -> tuple[Likeness, int]:
+        """What the row must share with its batch, and how many rows from it on are like it."""
+        mask, kind = self.place(row)
+        teams = self.patches[kind]
+        return ("tokens", teams.shape[1], 0), len(teams) - mask
+
+
+@dataclass(eq=False)
+class Scoring:
+    """One picture's rows, and the scores that have come back.
+
+    Attributes
+    ----------
+    rows : what is shown to the model.
+    masks : how many there are.
+    targets : (T,) class indices whose scores are kept.
+    scores : by row kind, (K,T) float32, filled as batches run.
+    seconds : time by stage, this picture's share of each batch.
+    """
+
+    rows: PixelRows | TokenRows
+    masks: int
+    kinds: Sequence[int]
     targets: NDArray[np.int64]
     scores: dict[int, FloatArray] = field(init=False)
     seconds: dict[str, float] = field(init=False)
-    _next: int = field(default=0, init=False)
+    next_row: int = field(default=0, init=False)
     _missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        shape = (len(self.masks), len(self.targets))
-        self.scores = {kind: np.empty(shape, np.float32) for kind in self.estimator.kinds}
+        shape = (self.masks, len(self.targets))
+        self.scores = {kind: np.empty(shape, np.float32) for kind in self.kinds}
         self.seconds = {"blend": 0.0, "score": 0.0}
-        self._missing = self.rows
+        self._missing = len(self.rows)
 
     @property
-    def rows(self) -> int:
-        """How many rows the engine scores for this picture."""
-        return len(self.masks) * len(self.estimator.kinds)
+    def pending(self) -> int:
+        """Rows that no batch has taken yet."""
+        return len(self.rows) - self.next_row
 
     @property
     def done(self) -> bool:
@@ -71,95 +133,140 @@ class Task:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch and, row by row, whose it is: (task, mask index, row kind)."""
+    """A batch and, row by row, whose it is: (picture's scoring, mask index, row kind)."""
 
-    batch: Batch
-    owners: list[tuple[Task, int, int]]
+    batch: PixelBatch | TeamBatch
+    owners: list[tuple[Scoring, int, int]]
 
     @property
-    def tasks(self) -> list[Task]:
-        """The tasks with a row in this batch, each once, in packing order."""
-        return list(dict.fromkeys(task for task, _, _ in self.owners))
+    def scorings(self) -> list[Scoring]:
+        """Those with a row in this batch, each once, in packing order."""
+        return list(dict.fromkeys(scoring for scoring, _, _ in self.owners))
 
-    def deliver(self, scores: Scores) -> list[Task]:
-        """Give every row's scores to its task; returns the tasks whose last row this was."""
+    def deliver(self, scores: Scores) -> list[Scoring]:
+        """Give every row's scores to its picture; returns those whose last row this was."""
         rows = self.batch.rows
-        for row, (task, mask, kind) in enumerate(self.owners):
-            task.finish_row(kind, mask, scores.probabilities[row])
-            task.seconds["blend"] += scores.blend_seconds / rows
-            task.seconds["score"] += scores.forward_seconds / rows
-        return [task for task in self.tasks if task.done]
+        for row, (scoring, mask, kind) in enumerate(self.owners):
+            scoring.finish_row(kind, mask, scores.probabilities[row])
+            scoring.seconds["blend"] += scores.blend_seconds / rows
+            scoring.seconds["score"] += scores.forward_seconds / rows
+        return [scoring for scoring in self.scorings if scoring.done]
 
 
 @dataclass
-class Scheduler:
-    """Packs the rows of the tasks it holds; not safe to share between threads without a lock."""
+class Packer:
+    """Packs the rows it holds; not safe to share between threads without a lock."""
 
     session: Session
-    _tasks: deque[Task] = field(default_factory=deque, init=False)
+    _waiting: deque[Scoring] = field(default_factory=deque, init=False)
     _pending: int = field(default=0, init=False)
 
-    def add(self, task: Task) -> None:
-        """Queue a task behind the others. One without masks is done already."""
-        if not task.done:
-            self._tasks.append(task)
-            self._pending += task.rows - task._next
+    def add(self, scoring: Scoring) -> None:
+        """Queue a picture's rows behind the others'. One without rows is done already."""
+        if scoring.pending:
+            self._waiting.append(scoring)
+            self._pending += scoring.pending
 
-    def cancel(self, task: Task) -> None:
-        """Drop what is left of a task."""
-        if task in self._tasks:
-            self._tasks.remove(task)
-            self._pending -= task.rows - task._next
+    def cancel(self, scoring: Scoring) -> None:
+        """Drop what is left of a picture's rows."""
+        if scoring in self._waiting:
+            self._waiting.remove(scoring)
+            self._pending -= scoring.pending
 
     @property
     def pending_rows(self) -> int:
         """Rows not yet packed."""
         return self._pending
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the rows that wait can fill a batch."""
+        return self._pending >= self.session.batch_size and self._full() is not None
+
     def run_batch(self) -> None:
-        """Pack, blend and score one batch; as full as the waiting tasks allow."""
+        """Pack and score one batch; as full as the waiting rows allow."""
         packed = self.pack()
         if packed.batch.rows:
-            packed.deliver(self.session.score(packed.batch))
+            packed.deliver(self.session.score_rows(packed.batch))
 
-    def run_all(self, tasks: Iterable[Task]) -> None:
-        """Score every row of `tasks` and of those waiting before them."""
-        for task in tasks:
-            self.add(task)
-            while self._pending >= self.session.batch_size:
+    def run_all(self, scorings: Iterable[Scoring]) -> None:
+        """Score every row of `scorings` and of those waiting before them."""
+        for scoring in scorings:
+            self.add(scoring)
+            while self.is_full:
                 self.run_batch()
         while self._pending:
             self.run_batch()
 
     def pack(self) -> PackedBatch:
-        """Take the next rows, at most a batch of them; they are then no longer pending."""
-        batch = Batch()
-        owners: list[tuple[Task, int, int]] = []
-        while self._tasks and batch.rows < self.session.batch_size:
-            task = self._tasks[0]
-            batch.images.append(task.image)
-            kinds = task.estimator.kinds
-            while task._next < task.rows and batch.rows < self.session.batch_size:
-                mask, place = divmod(task._next, len(kinds))
-                rows = [SKIP] * 4
-                # The kinds of one mask stay together, so that its noise is made once.
-                for kind in kinds[place : place + self.session.batch_size - batch.rows]:
-                    rows[kind] = batch.rows
-                    owners.append((task, mask, kind))
-                    batch.rows += 1
-                    task._next += 1
-                batch.masks.append(task.masks[mask])
-                batch.jobs.append(
-                    Job(
-                        image=len(batch.images) - 1,
-                        mask=len(batch.masks) - 1,
-                        noise=mask,
-                        seed=task.seed,
-                        scale=task.noise_std if task.estimator.noisy else 0.0,
-                        rows=(rows[0], rows[1], rows[2], rows[3]),
-                    )
-                )
-            if task._next == task.rows:
-                self._tasks.popleft()
-        self._pending -= batch.rows
+        """Take the next rows that are alike, at most a batch; they are then no longer pending.
+
+        Where rows of one kind can fill a batch, those; else the kind of the row that waits longest.
+        """
+        if not self._waiting:
+            return PackedBatch(PixelBatch(), [])
+        chosen = self._full() or self._likeness(self._waiting[0])[0]
+        batch = PixelBatch() if chosen[0] == "pixels" else TeamBatch()
+        owners: list[tuple[Scoring, int, int]] = []
+        for scoring in list(self._waiting):
+            likeness, run = self._likeness(scoring)
+            room = self.session.batch_size - len(owners)
+            if room == 0:
+                break
+            if likeness != chosen:
+                continue
+            taken = range(scoring.next_row, scoring.next_row + min(run, room))
+            _put(batch, scoring.rows, taken)
+            owners += [(scoring, *scoring.rows.place(row)) for row in taken]
+            scoring.next_row = taken.stop
+            if not scoring.pending:
+                self._waiting.remove(scoring)
+        self._pending -= len(owners)
         return PackedBatch(batch, owners)
+
+    def _full(self) -> Likeness | None:
+        """The first kind of rows of which a whole batch waits."""
+        found: Counter[Likeness] = Counter()
+        for scoring in self._waiting:
+            likeness, run = self._likeness(scoring)
+            found[likeness] += run
+            if found[likeness] >= self.session.batch_size:
+                return likeness
+        return None
+
+    @staticmethod
+    def _likeness(scoring: Scoring) -> tuple[Likeness, int]:
+        return scoring.rows.alike(scoring.next_row)
+
+
+def _put(batch: PixelBatch | TeamBatch, rows: PixelRows | TokenRows, taken: range) -> None:
+    if isinstance(batch, TeamBatch) and isinstance(rows, TokenRows):
+        batch.tokens.append(rows.tokens)
+        for row in taken:
+            mask, kind = rows.place(row)
+            batch.pictures.append(len(batch.tokens) - 1)
+            batch.patches.append(rows.patches[kind][mask])
+        return
+    assert isinstance(batch, PixelBatch)
+    assert isinstance(rows, PixelRows)
+    batch.images.append(rows.image)
+    row, free = taken.start, batch.rows
+    while row < taken.stop:
+        mask = rows.place(row)[0]
+        end = min((mask + 1) * len(rows.kinds), taken.stop, row + MOST_ROWS)
+        places = tuple((rows.place(r)[1], free + r - row) for r in range(row, end))
+        batch.masks.append(rows.masks[mask])
+        batch.perturbations.append(
+            Perturbation(
+                image=len(batch.images) - 1,
+                mask=len(batch.masks) - 1,
+                noise=mask,
+                seed=rows.seed,
+                scale=rows.noise_std,
+                rows=places,
+                sharp=rows.sharp,
+            )
+        )
+        free += end - row
+        row = end
+    batch.rows = free

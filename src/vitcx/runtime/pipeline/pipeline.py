@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from vitcx.kernels.closing import Closing
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.pipeline.packing import PackedBatch, Task
+from vitcx.runtime.pipeline.packing import PackedBatch, Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
 from vitcx.runtime.pipeline.work_queue import Agenda, Encode, Entry, Place, Prepare, Score
 
@@ -48,7 +48,7 @@ class Stages(Protocol):
     def encode(self, works: list[Any]) -> None:
         """Run the engine on these pictures and keep its answers in them."""
 
-    def plan(self, work: Any) -> Task:
+    def plan(self, work: Any) -> Scoring:
         """Masks and targets: the rows to score."""
 
     def finish(self, work: Any) -> Explanation:
@@ -126,7 +126,7 @@ class Pipeline(Closing):
     @property
     def pending_rows(self) -> int:
         """Rows that wait for a batch."""
-        return self._agenda.scheduler.pending_rows
+        return self._agenda.packer.pending_rows
 
     def submit(self, request: Any) -> Ticket:
         """Queue a picture and return at once; it is held as it is until its turn comes."""
@@ -248,18 +248,18 @@ class Pipeline(Closing):
 
     def _plan(self, entry: Entry) -> None:
         try:
-            task = self._stages.plan(entry.work)
+            scoring = self._stages.plan(entry.work)
         except Exception as error:
             self._fail(entry, error)
             return
         with self._changed:
-            entry.task = task
+            entry.scoring = scoring
             entry.place = Place.PLANNED
 
     def _score(self, packed: PackedBatch) -> None:
         try:
             with self._engine_call():
-                scores = self._stages.session.score(packed.batch)
+                scores = self._stages.session.score_rows(packed.batch)
         except Exception as error:
             self._engine_error = error
             with self._changed:
@@ -300,7 +300,7 @@ class Pipeline(Closing):
             self._release(entry)
         if settled:  # two batches of one picture can fail at a time
             return False
-        entry.request = entry.work = entry.task = entry.ticket.on_cancel = None
+        entry.request = entry.work = entry.scoring = entry.ticket.on_cancel = None
         return entry.ticket.set_running_or_notify_cancel()
 
     def _drop(self, entry: Entry) -> None:

@@ -1,6 +1,6 @@
 """The steps from a picture to its explanation, each called by the pipeline when its turn comes.
 
-picture -> `preprocess` -> encode -> `masks` -> `clustering` -> (`scheduler`) -> `estimators` ->
+picture -> `preprocess` -> encode -> the method's masks -> (`packing`) -> the estimator's impacts ->
 `aggregation` -> `Explanation`.
 """
 
@@ -14,24 +14,18 @@ from importlib import metadata
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.host.blend import DROPPED, KEPT
+from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.engines.session import Session
-from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.errors import BundleError, EngineError, InputError
 from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.method.aggregation import aggregate
-from vitcx.runtime.method.clustering import cluster
-from vitcx.runtime.method.estimators import Estimator, choose_estimator
-from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
-from vitcx.runtime.method.methods import (
-    DEFAULT_RANDOM_MASKS,
-    DROP,
-    PLAIN,
-    occlusion_masks,
-    occlusion_of,
-    random_masks,
-)
+from vitcx.runtime.method.aggregation import aggregate, coverage_of
+from vitcx.runtime.method.estimators.estimator import Estimator
+from vitcx.runtime.method.estimators.teams import make_teams, team_order, team_size
+from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.preprocess import Prepared, prepare
-from vitcx.runtime.pipeline.packing import Task
+from vitcx.runtime.pipeline.packing import PixelRows, Scoring, TokenRows
 from vitcx.runtime.settings import Request, Settings
 from vitcx.runtime.targets import resolve_targets
 
@@ -49,8 +43,12 @@ class Pending:
     seconds: dict[str, float]
     probabilities: FloatArray = field(init=False)
     embedding: FloatArray = field(init=False)
+    tokens: FloatArray | None = None
     targets: tuple[int, ...] = field(init=False)
-    task: Task = field(init=False)
+    masks: FloatArray = field(init=False)
+    teams: FloatArray | None = None
+    estimator: Estimator = field(init=False)
+    scoring: Scoring = field(init=False)
 
 
 class Steps:
@@ -79,14 +77,19 @@ class Steps:
         """Probabilities and embeddings of some pictures, in one call of the engine."""
         start = time.perf_counter()
         images = np.stack([work.prepared.pixels for work in works])
-        probabilities, embedding = self.session.encode(images)
+        tokens: FloatArray | None = None
+        if self.session.scores_teams and any(_may_take_tokens(work.request) for work in works):
+            probabilities, embedding, tokens = self.session.encode_tokens(images)
+        else:
+            probabilities, embedding = self.session.encode(images)
         seconds = (time.perf_counter() - start) / len(works)
         self._check_shapes(probabilities, embedding, len(works))
         for i, work in enumerate(works):
             work.probabilities, work.embedding = probabilities[i], embedding[i]
+            work.tokens = None if tokens is None else tokens[i]
             work.seconds["encode"] = seconds
 
-    def plan(self, work: Pending) -> Task:
+    def plan(self, work: Pending) -> Scoring:
         """The targets and the masks: what is to be scored."""
         start = time.perf_counter()
         settings = work.request.settings
@@ -98,16 +101,49 @@ class Steps:
         work.targets = resolve_targets(
             work.request.targets, work.probabilities, self.manifest.class_names
         )
-        work.task = Task(
-            image=work.prepared.pixels,
-            masks=self._masks(work.embedding, settings),
-            estimator=_estimator(settings),
-            noise_std=float(settings.noise_std),
-            seed=settings.seed,
+        method = METHODS[settings.method]
+        work.masks = method.masks(work.embedding, settings, self.manifest.input_size)
+        work.estimator = method.estimator(settings)
+        work.scoring = Scoring(
+            rows=self._rows(work, settings),
+            masks=len(work.masks),
+            kinds=work.estimator.kinds,
             targets=np.asarray(work.targets, dtype=np.int64),
         )
         _lap(work.seconds, "masks", start)
-        return work.task
+        return work.scoring
+
+    def _rows(self, work: Pending, settings: Settings) -> PixelRows | TokenRows:
+        """What is shown to the model for each mask."""
+        masks, estimator = work.masks, work.estimator
+        noise_std = settings.noise_std if estimator.noisy else 0.0
+        image = work.prepared.pixels
+        if not estimator.teams:
+            return PixelRows(image, masks, estimator.kinds, noise_std, settings.seed)
+        work.teams = make_teams(masks, settings.team_share)
+        tokens = self._tokens(work, settings)
+        if tokens is None:
+            return PixelRows(image, work.teams, estimator.kinds, noise_std, settings.seed, True)
+        order = team_order(masks)
+        kept, dropped = np.split(order, [team_size(order.shape[1], settings.team_share)], axis=1)
+        # In reading order: the model's own, so that a team of all patches is the picture itself.
+        patches = {KEPT: np.sort(kept, axis=1), DROPPED: np.sort(dropped, axis=1)}
+        return TokenRows(tokens, {kind: patches[kind] for kind in estimator.kinds})
+
+    def _tokens(self, work: Pending, settings: Settings) -> FloatArray | None:
+        """The picture's tokens, if teams are made of them; None if they are made of pixels."""
+        if settings.hidden == "pixels":
+            return None
+        problem = ""
+        if not self.session.scores_teams:
+            problem = f"this bundle on the engine {self.session.engine!r} scores no tokens"
+        elif work.masks.shape[1:] != self.manifest.token_grid:
+            problem = f"the method {settings.method!r} has masks that are not on the patch grid"
+        if not problem:
+            return work.tokens
+        if settings.hidden == "tokens":
+            raise InputError(f"hidden is 'tokens', but {problem}: take 'auto' or 'pixels'")
+        return None
 
     def _check_shapes(
         self, probabilities: FloatArray, embedding: FloatArray, pictures: int
@@ -121,60 +157,53 @@ class Steps:
                 "export the model again"
             )
 
-    def _masks(self, embedding: FloatArray, settings: Settings) -> FloatArray:
-        size = self.manifest.input_size
-        if settings.method in DEFAULT_RANDOM_MASKS:
-            count = settings.mask_count or DEFAULT_RANDOM_MASKS[settings.method]
-            return random_masks(count, settings.seed)
-        if settings.method == "occlusion":
-            return occlusion_masks(occlusion_of(settings.window, settings.step, size), size)
-        masks = vit_masks(embedding, size)
-        if len(masks) == 0:
-            log.warning("every channel of the embedding is constant: the explanation is empty")
-        unclustered = settings.cluster_masks == "none" or settings.method == "score-cam"
-        if unclustered or len(masks) == 0:
-            return masks
-        labels = cluster(cosine_distances(masks, size), settings.distance_threshold)
-        return merge_masks(masks, labels, size, settings.cluster_masks)
-
     def finish(self, work: Pending) -> Explanation:
         """Everything after the last forward pass."""
         start = time.perf_counter()
-        task, targets, settings = work.task, work.targets, work.request.settings
-        base = work.probabilities[task.targets]
-        impacts = task.estimator.formula(task.scores, base).T
+        scoring, targets, settings = work.scoring, work.targets, work.request.settings
+        estimator = work.estimator
+        base = work.probabilities[scoring.targets]
+        impacts = np.ascontiguousarray(estimator.impacts(scoring.scores, base).T)
         if not np.isfinite(impacts).all():
             raise EngineError(
                 "the model gives NaN or infinite scores for masked versions of this picture: the "
                 f"bundle's precision ({self.manifest.precision}) or its weights cannot be used"
             )
-        saliency, coverage = aggregate(
-            # Occlusion credits the pixels that were hidden, the others those that were shown.
-            1 - task.masks if settings.method == "occlusion" else task.masks,
-            np.ascontiguousarray(impacts),
-            self.manifest.input_size,
-            correct_coverage=settings.coverage_correction and settings.method != "score-cam",
-        )
-        timings = {**work.seconds, **task.seconds}
+        saliency, coverage = self._map(work, impacts)
+        timings = {**work.seconds, **scoring.seconds}
         _lap(timings, "aggregation", start)
         timings["total"] = sum(timings.values())
+        in_force = {**asdict(settings), "forward_passes": estimator.passes(len(work.masks))}
+        if estimator.teams:
+            in_force["hidden"] = "tokens" if isinstance(scoring.rows, TokenRows) else "pixels"
         return Explanation(
             saliency=saliency,
             targets=targets,
             target_names=tuple(self.manifest.class_names[t] for t in targets),
             probabilities=work.probabilities,
-            masks=task.masks,
-            impacts=np.ascontiguousarray(impacts),
+            masks=work.masks,
+            impacts=impacts,
             coverage=coverage,
             timings=timings,
-            settings={
-                **asdict(settings),
-                "forward_passes": task.estimator.passes(len(task.masks)),
-            },
+            settings=in_force,
             provenance=self._provenance(),
             original=work.prepared.original,
             box=work.prepared.box,
             target_kind=self.manifest.target_kind,
+        )
+
+    def _map(self, work: Pending, impacts: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Saliency (T,H,W) and coverage (H,W)."""
+        settings, size = work.request.settings, self.manifest.input_size
+        method = METHODS[settings.method]
+        if work.estimator.fit is not None and work.teams is not None and len(work.masks):
+            low = work.estimator.fit(work.teams, work.scoring.scores, settings.prior_strength)
+            return upsample(low, size), coverage_of(work.masks, size)
+        return aggregate(
+            1 - work.masks if method.credits_hidden else work.masks,
+            impacts,
+            size,
+            correct_coverage=method.corrects_coverage(settings),
         )
 
     def _provenance(self) -> dict[str, str]:
@@ -194,14 +223,10 @@ class Steps:
         }
 
 
-def _estimator(settings: Settings) -> Estimator:
-    if settings.method == "occlusion":
-        return DROP
-    if settings.method in ("score-cam", "rise"):
-        return PLAIN
-    return choose_estimator(
-        settings.estimator, noise_std=settings.noise_std, debias=settings.debias
-    )
+def _may_take_tokens(request: Request) -> bool:
+    """Whether its rows may be tokens: its picture's are wanted then."""
+    settings = request.settings
+    return settings.hidden != "pixels" and METHODS[settings.method].estimator(settings).teams
 
 
 def _version() -> str:

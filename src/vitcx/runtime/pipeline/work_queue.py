@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any
 
 from vitcx.runtime.engines.session import Scores, Session
-from vitcx.runtime.pipeline.packing import PackedBatch, Scheduler, Task
+from vitcx.runtime.pipeline.packing import PackedBatch, Packer, Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
 
 
@@ -29,7 +29,7 @@ class Entry:
     Attributes
     ----------
     work : whatever `Stages.prepare` returned.
-    task : its rows, once its masks are known.
+    scoring : its rows, once its masks are known.
     held : counted among the pictures in memory.
     closed : done or cancelled: whoever has it at hand lets it go.
     settled : its ticket has its answer, or wants none.
@@ -40,7 +40,7 @@ class Entry:
     ticket: Ticket
     place: Place = Place.WAITING
     work: Any = None
-    task: Task | None = None
+    scoring: Scoring | None = None
     held: bool = False
     closed: bool = False
     settled: bool = False
@@ -81,7 +81,7 @@ class Agenda:
     Attributes
     ----------
     open : every picture whose rows are not all scored, by its index, in order of submission.
-    line : of those, the ones whose rows the scheduler does not have yet.
+    line : of those, the ones whose rows the packer does not have yet.
     ended : no more is coming.
     """
 
@@ -89,16 +89,15 @@ class Agenda:
         self, session: Session, *, limit: int, scorers: int, encode_size: int, in_order: bool
     ) -> None:
         self.limit = limit
-        self.scheduler = Scheduler(session)
+        self.packer = Packer(session)
         self.open: dict[int, Entry] = {}
         self.line: deque[Entry] = deque()
-        self._by_task: dict[Task, Entry] = {}  # of `open`, the ones whose rows the scheduler has
+        self._by_scoring: dict[Scoring, Entry] = {}  # of `open`, the ones whose rows the packer has
         self._held = 0  # pictures in memory: from preparation to result
         self._scoring = 0
         self._encoding = 0
         self.ended = False
         self._submitted = 0
-        self._batch_size = session.batch_size
         self._scorers = scorers
         self._encode_size = min(encode_size, limit)
         self._in_order = in_order
@@ -114,7 +113,7 @@ class Agenda:
     def next_job(self) -> Prepare | Encode | Score | None:
         """The most urgent thing that can be done now; it is then in hand."""
         free = self._scoring < self._scorers
-        if free and self.scheduler.pending_rows >= self._batch_size:
+        if free and self.packer.is_full:
             return self._take_batch()
         stalled = self._stalled()
         if group := self._take_group(stalled):
@@ -126,7 +125,7 @@ class Agenda:
                     entry.held = True
                     self._held += 1
                     return Prepare(entry)
-        if free and stalled and self.scheduler.pending_rows:
+        if free and stalled and self.packer.pending_rows:
             return self._take_batch()
         return None
 
@@ -137,16 +136,16 @@ class Agenda:
         kept: deque[Entry] = deque()
         while self.line:
             entry = self.line.popleft()
-            if entry.task is None:
+            if entry.scoring is None:
                 kept.append(entry)
                 if self._in_order:
                     break
-            elif entry.task.done:
+            elif entry.scoring.done:
                 del self.open[entry.index]
                 without_rows.append(entry)
             else:
-                self._by_task[entry.task] = entry
-                self.scheduler.add(entry.task)
+                self._by_scoring[entry.scoring] = entry
+                self.packer.add(entry.scoring)
         self.line = kept + self.line
         return without_rows
 
@@ -155,7 +154,9 @@ class Agenda:
         self._scoring -= 1
         # A cancelled picture's rows are scored if they were packed already, and belong to none.
         finished = [
-            self._by_task.pop(task) for task in packed.deliver(scores) if task in self._by_task
+            self._by_scoring.pop(scoring)
+            for scoring in packed.deliver(scores)
+            if scoring in self._by_scoring
         ]
         for entry in finished:
             del self.open[entry.index]
@@ -164,7 +165,9 @@ class Agenda:
     def lost(self, packed: PackedBatch) -> list[Entry]:
         """A batch failed. Returns the pictures that had a row in it."""
         self._scoring -= 1
-        return [self._by_task[task] for task in packed.tasks if task in self._by_task]
+        return [
+            self._by_scoring[scoring] for scoring in packed.scorings if scoring in self._by_scoring
+        ]
 
     def release(self, entry: Entry) -> None:
         """Take a picture out of every queue and give its place free."""
@@ -172,16 +175,16 @@ class Agenda:
         self.open.pop(entry.index, None)
         if entry in self.line:
             self.line.remove(entry)
-        if entry.task is not None:
-            self.scheduler.cancel(entry.task)
-            self._by_task.pop(entry.task, None)
+        if entry.scoring is not None:
+            self.packer.cancel(entry.scoring)
+            self._by_scoring.pop(entry.scoring, None)
         if entry.held:
             entry.held = False
             self._held -= 1
 
     def _take_batch(self) -> Score:
         self._scoring += 1
-        return Score(self.scheduler.pack())
+        return Score(self.packer.pack())
 
     def _stalled(self) -> bool:
         """Whether no full batch and no full encoding can come of waiting."""

@@ -18,7 +18,7 @@ from tests.kernels.gpu import fake_cuda
 from tests.tiny_bundle import CLASSES, SIZE, add_encoder, random_picture, write_tiny_bundle
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import device as gpu
-from vitcx.kernels.host.blend import SKIP, Job
+from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.ort_cuda import session as onnxruntime_cuda_session
 from vitcx.runtime.engines.ort_cuda.bound_graph import (
@@ -30,7 +30,7 @@ from vitcx.runtime.engines.ort_cuda.bound_graph import (
 )
 from vitcx.runtime.engines.ort_cuda.session import OnnxRuntimeCudaSession
 from vitcx.runtime.engines.registry import open_session
-from vitcx.runtime.engines.session import Batch
+from vitcx.runtime.engines.session import PixelBatch
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.explainer import Explainer
 
@@ -76,11 +76,11 @@ def pictures(count, seed=0):
 
 def batch_of(rows, seed=0):
     generator = np.random.default_rng(seed)
-    batch = Batch(list(pictures(2, seed)), rows=rows)
+    batch = PixelBatch(list(pictures(2, seed)), rows=rows)
     for row in range(0, rows, 2):
         batch.masks.append(generator.random((4, 4), dtype=np.float32))
-        places = (row, row + 1 if row + 1 < rows else SKIP, SKIP, SKIP)
-        batch.jobs.append(Job(row % 2, row // 2, row // 2, 7, 0.1, places))
+        places = ((MASKED, row), (NOISY, row + 1))[: rows - row]
+        batch.perturbations.append(Perturbation(row % 2, row // 2, row // 2, 7, 0.1, places))
     return batch
 
 
@@ -101,7 +101,7 @@ def test_a_batch_is_blended_into_the_bound_input_and_scored(session, reference, 
     ours, theirs = session.score(batch), reference.score(batch)
     assert ours.probabilities.shape == (rows, CLASSES)
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=PARITY)
-    assert core.launches[-1][0] == "vitcx_blend_float32"
+    assert core.launches[-1][0] == "vitcx_blend"
     assert ours.forward_seconds > 0
     assert ours.blend_seconds >= 0
 

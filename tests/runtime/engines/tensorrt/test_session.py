@@ -34,10 +34,10 @@ from tests.tiny_bundle import (
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu.arrays import DevicePointer
 from vitcx.kernels.gpu.driver import find_driver
-from vitcx.kernels.gpu.launches import JOB_DTYPE
-from vitcx.kernels.host.blend import SKIP, Job
+from vitcx.kernels.gpu.launches import PERTURBATION_DTYPE
+from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
-from vitcx.runtime.engines.session import Batch
+from vitcx.runtime.engines.session import PixelBatch
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt import session as tensorrt_session
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
@@ -84,11 +84,11 @@ def images(count, seed=0):
 def batch(rows, seed=0):
     """A batch of masked and noised rows, two for each mask but the last of an odd number."""
     masks = np.random.default_rng(seed).random((-(-rows // 2), 4, 4), dtype=np.float32)
-    jobs = [
-        Job(0, k, k, 7, 0.1, (2 * k, 2 * k + 1 if 2 * k + 1 < rows else SKIP, SKIP, SKIP))
+    perturbations = [
+        Perturbation(0, k, k, 7, 0.1, ((MASKED, 2 * k), (NOISY, 2 * k + 1))[: rows - 2 * k])
         for k in range(len(masks))
     ]
-    return Batch([images(1, seed)[0]], list(masks), jobs, rows)
+    return PixelBatch([images(1, seed)[0]], list(masks), perturbations, rows)
 
 
 def warnings_of(caplog):
@@ -383,16 +383,16 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
 ):
     """Room for 8 rows, not for 16, with an image and a mask for each; scratch takes 12 KB."""
     row = 4 * (3 * SIZE * SIZE + CLASSES + CHANNELS * 16)
-    source = 4 * (3 * SIZE * SIZE + 16) + JOB_DTYPE.itemsize
+    source = 4 * (3 * SIZE * SIZE + 16) + PERTURBATION_DTYPE.itemsize
     monkeypatch.setattr(fake_cuda.Device, "memory_bytes", 8 * (row + source) + 4 * row + 20_000)
     with TensorRTSession(bundle, batch_size=64, encode_images=4) as session:
         assert session.batch_size == 8
         assert [shapes.batch_size for shapes in record.built] == [64, 32, 16, 8]
-        # The batch that needs the most: its jobs name another image each.
+        # The batch that needs the most: its perturbations name another image each.
         most = batch(8)
         most.images = list(images(8))
         most.masks = list(np.random.default_rng(0).random((8, 4, 4), dtype=np.float32))
-        most.jobs = [Job(i, i, i, 7, 0.1, (i, SKIP, SKIP, SKIP)) for i in range(8)]
+        most.perturbations = [Perturbation(i, i, i, 7, 0.1, ((MASKED, i),)) for i in range(8)]
         np.testing.assert_allclose(
             session.score(most).probabilities,
             reference.score(most).probabilities,

@@ -14,7 +14,7 @@ from vitcx.kernels.host.blend import blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.parallel_passes import ParallelPasses, available_cores
-from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 
 FloatArray = NDArray[np.float32]
 
@@ -63,14 +63,16 @@ class CpuSession(Session):
 
         return np.concatenate(self._passes.map(run, len(images), self._pass_rows))
 
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         start = time.perf_counter()
         rows = self._buffer()
 
         def make(part: slice) -> None:
-            blend(batch.images, batch.masks, batch.jobs[part], rows, self._noise)
+            blend(batch.images, batch.masks, batch.perturbations[part], rows, self._noise)
 
-        self._passes.map(make, len(batch.jobs), -(-len(batch.jobs) // self.passes))
+        self._passes.map(
+            make, len(batch.perturbations), -(-len(batch.perturbations) // self.passes)
+        )
         blended = time.perf_counter()
         probabilities = self._predict(rows[: batch.rows])
         return Scores(probabilities, blended - start, time.perf_counter() - blended)

@@ -29,7 +29,7 @@ from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.ort_cuda.bound_graph import CUDA, BoundGraph, Target, can_record
 from vitcx.runtime.engines.ort_cuda.cuda_libraries import preload_cuda_libraries
-from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.errors import EngineError, VitcxError
 from vitcx.runtime.onnx_runtime import import_onnxruntime
 
@@ -98,7 +98,7 @@ class OnnxRuntimeCudaSession(Session):
     def _predict(self, images: FloatArray) -> FloatArray:
         return self._wait("predicting", lambda: self._device.graph.predict(images))
 
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         return self._wait("scoring", lambda: self._device.score(batch))
 
     def _close(self) -> None:
@@ -131,10 +131,10 @@ class _Device(Closing):
         self._blender = Blender(gpu, GpuKernels(gpu), graph.stream)
         self._blender.reserve(graph.images.shape, grid)
 
-    def score(self, batch: Batch) -> Scores:
+    def score(self, batch: PixelBatch) -> Scores:
         start = time.perf_counter()
         stream = self.graph.stream
-        self._blender.blend(batch.images, batch.masks, batch.jobs, self.graph.images)
+        self._blender.blend(batch.images, batch.masks, batch.perturbations, self.graph.images)
         blended = stream.record(timed=True)
         self.graph.run(batch.rows)
         done = stream.record(timed=True)

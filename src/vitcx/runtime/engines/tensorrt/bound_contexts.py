@@ -21,7 +21,7 @@ from vitcx.kernels.gpu.launches import GpuKernels
 from vitcx.kernels.gpu.operations import Blender
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
-from vitcx.runtime.engines.session import Batch, Scores
+from vitcx.runtime.engines.session import PixelBatch, Scores
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import Context
 from vitcx.runtime.engines.tensorrt.library import Library
@@ -171,10 +171,10 @@ class ScoreContext(_BoundContext):
             self._graph.launch(self._stream)
             self._stream.synchronise()
 
-    def score(self, batch: Batch) -> Scores:
+    def score(self, batch: PixelBatch) -> Scores:
         """Scores of the rows of a batch, timed by the device's own clock."""
         start = self._stream.record(timed=True)
-        self._blender.blend(batch.images, batch.masks, batch.jobs, self._input)
+        self._blender.blend(batch.images, batch.masks, batch.perturbations, self._input)
         blended = self._stream.record(timed=True)
         self._forward()
         end = self._stream.record(timed=True)

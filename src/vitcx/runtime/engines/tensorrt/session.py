@@ -21,7 +21,7 @@ from vitcx.kernels.gpu.launches import GpuKernels
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
-from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeContext, ScoreContext
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
@@ -110,7 +110,7 @@ class TensorRTSession(Session):
         probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return probabilities, embedding
 
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         with self._working("scoring"), self._opened.scorers.take() as context:
             return context.score(batch)
 

@@ -1,0 +1,100 @@
+"""Estimators that show teams: the patches where a mask is high, the same number for every mask.
+
+A soft mask dims most of a picture and hides little of it, and a mask of larger mass scores higher
+for that alone. A team keeps exactly `team_share` of the patches, so that the scores of two teams
+differ by what they show and not by how much. The soft masks still make the map (eq. 5), unless the
+estimator fits one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcx.kernels.host.blend import DROPPED, KEPT
+from vitcx.runtime.method.estimators.estimator import Estimator, FloatArray, ScoresByKind
+
+
+def team_size(patches: int, share: float) -> int:
+    """How many of so many patches a team keeps: at least 1, at most all but 1 (of one patch, 1).
+
+    Halves are rounded up: of 49 patches a team of one half keeps 25.
+    """
+    return max(1, min(patches - 1, math.floor(share * patches + 0.5)))
+
+
+def team_order(masks: FloatArray) -> NDArray[np.int64]:
+    """The patches of each mask from the highest to the lowest; equal ones in reading order.
+
+    Parameters
+    ----------
+    masks : (K,h,w) float32.
+
+    Returns
+    -------
+    (K, h·w) int64 indices of patches, row by row of the grid.
+    """
+    flat = masks.reshape(len(masks), math.prod(masks.shape[1:]))
+    return np.argsort(-flat, axis=1, kind="stable")
+
+
+def make_teams(masks: FloatArray, share: float) -> FloatArray:
+    """The teams: 1 for the patches kept, 0 for the others.
+
+    Parameters
+    ----------
+    masks : (K,h,w) float32, finite.
+    share : of the patches that are kept, in (0, 1).
+
+    Returns
+    -------
+    (K,h,w) float32, each with `team_size` ones. A mask that is the same everywhere keeps the first
+    patches in reading order.
+    """
+    order = team_order(masks)
+    size = team_size(order.shape[1], share)
+    teams = np.zeros(order.shape, dtype=np.float32)
+    np.put_along_axis(teams, order[:, :size], np.float32(1), axis=1)
+    return teams.reshape(masks.shape)
+
+
+def _kept(scores: ScoresByKind, base: FloatArray) -> FloatArray:
+    return scores[KEPT]
+
+
+def _dropped(scores: ScoresByKind, base: FloatArray) -> FloatArray:
+    return -scores[DROPPED]
+
+
+def _difference(scores: ScoresByKind, base: FloatArray) -> FloatArray:
+    return scores[KEPT] - scores[DROPPED]
+
+
+_USES = frozenset({"noise_std", "hidden", "team_share", "coverage_correction"})
+
+TEAMS = Estimator(
+    "teams",
+    "the score with a mask's team of patches alone",
+    (KEPT,),
+    _kept,
+    teams=True,
+    uses=_USES,
+)
+TEAMS_DROPPED = Estimator(
+    "teams-dropped",
+    "the loss of score without a mask's team",
+    (DROPPED,),
+    _dropped,
+    teams=True,
+    uses=_USES,
+)
+TEAMS_DIFFERENCE = Estimator(
+    "teams-difference",
+    "the score with a mask's team less the score without it",
+    (KEPT, DROPPED),
+    _difference,
+    teams=True,
+    uses=_USES,
+)
