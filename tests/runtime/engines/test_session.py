@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
-from vitcx.runtime.engines.session import Batch, Scores, Session
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.errors import EngineError, VitcxError
 from vitcx.runtime.explainer import load
 
@@ -40,7 +40,7 @@ class Held(Session):
             self.during()
         return images, images
 
-    def _score(self, batch: Batch) -> Scores:
+    def _score(self, batch: PixelBatch) -> Scores:
         return Scores(self._encode(batch.images)[0], 0.0, 0.0)
 
     def _predict(self, images):
@@ -61,7 +61,7 @@ def test_closing_waits_for_the_calls_that_are_running():
             for call, argument in (
                 (session.encode, NOTHING),
                 (session.predict, NOTHING),
-                (session.score, Batch()),
+                (session.score, PixelBatch()),
             )
         ]
         for _ in calls:
