@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,15 +274,6 @@ class Bundle:
         if exact is self.manifest or self.graph_name == ENCODER_NAME:
             return self
         return Bundle(self.path, exact, ENCODER_NAME)
-
-
-def check_tensor_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Raise `BundleError` unless a graph with these inputs and outputs can be a bundle's."""
-    if list(inputs) != [INPUT] or not {PROBABILITIES, EMBEDDING} <= set(outputs):
-        raise BundleError(
-            f"the graph takes {list(inputs)} and gives {list(outputs)}; a bundle's takes "
-            f"['{INPUT}'] and gives '{PROBABILITIES}' and '{EMBEDDING}': export it again"
-        )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from vitcx.runtime.errors import MissingExtraError
+from vitcx.runtime.graph_interface import GraphTensor, Interface
 
 # Distributions that install the same module onnxruntime, each over the others' files.
 _PACKAGES = (
@@ -66,3 +67,19 @@ def clashing_packages() -> list[str]:
         f"{' and '.join(installed)} are both installed and overwrite each other's files: run  pip "
         f"uninstall {' '.join(installed)}  and install the one you want again"
     ]
+
+
+def interface_of_session(session: Any) -> Interface:
+    """What the graph of an `onnxruntime.InferenceSession` takes and gives."""
+    return Interface(
+        tuple(_tensor(value) for value in session.get_inputs()),
+        tuple(_tensor(value) for value in session.get_outputs()),
+    )
+
+
+def _tensor(value: Any) -> GraphTensor:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    # ONNX's names of the others are NumPy's.
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return GraphTensor(value.name, dtype, sizes)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle, check_tensor_names
+from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
+from vitcx.runtime.graph_interface import GraphTensor, Interface, check_interface, interface_of
 
 FloatArray = NDArray[np.float32]
 
@@ -131,9 +132,10 @@ class _Model:
         }
         try:
             model = core.read_model(str(bundle.model_path))
-            check_tensor_names(
-                [port.get_any_name() for port in model.inputs],
-                [port.get_any_name() for port in model.outputs],
+            check_interface(
+                f"'{bundle.model_path}'",
+                Interface(_tensors(model.inputs), _tensors(model.outputs)),
+                interface_of(bundle.manifest),
             )
             self._model: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
@@ -163,3 +165,17 @@ class _Model:
             request = self._model.create_infer_request()
         yield request
         self._requests.put(request)
+
+
+def _tensors(ports: Any) -> tuple[GraphTensor, ...]:
+    return tuple(
+        GraphTensor(
+            port.get_any_name(),
+            # OpenVINO's names of the others are near enough to be understood.
+            {"f32": "float32"}.get(name := port.get_element_type().get_type_name(), name),
+            tuple(
+                size.get_length() if size.is_static else None for size in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    )

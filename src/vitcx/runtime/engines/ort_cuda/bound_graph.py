@@ -22,7 +22,9 @@ from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.streams import Stream
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
-from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.graph_interface import check_interface, interface_of
+from vitcx.runtime.onnx_runtime import interface_of_session
 
 FloatArray = NDArray[np.float32]
 
@@ -265,7 +267,12 @@ def _open(
         )
     if _tells_placement(ort):
         check_placement(placed_nodes(session), target.provider)
-    _check_interface(session, bundle)
+    check_interface(
+        f"'{bundle.model_path}'",
+        interface_of_session(session),
+        interface_of(bundle.manifest),
+        all_sizes_known=True,
+    )
     return session
 
 
@@ -292,26 +299,3 @@ def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
             "CPU: export the model in another precision, or with plain attention, or take another "
             "engine"
         )
-
-
-def _check_interface(session: Any, bundle: Bundle) -> None:
-    inputs = [(i.name, i.type) for i in session.get_inputs()]
-    outputs = {o.name: o.type for o in session.get_outputs()}
-    floats = "tensor(float)"
-    if inputs != [(INPUT, floats)] or {outputs.get(PROBABILITIES), outputs.get(EMBEDDING)} != {
-        floats
-    }:
-        raise BundleError(
-            f"the graph in '{bundle.path}' takes {inputs} and gives {outputs}; a bundle's takes "
-            f"'{INPUT}' and gives '{PROBABILITIES}' and '{EMBEDDING}', all float32: export it again"
-        )
-    manifest = bundle.manifest
-    sizes = {PROBABILITIES: [manifest.num_classes], EMBEDDING: [manifest.channels, *manifest.grid]}
-    for output in session.get_outputs():
-        expected = sizes.get(output.name, output.shape[1:])
-        # The buffers have the manifest's sizes: anything larger would be written past their end.
-        if output.shape[1:] != expected:
-            raise BundleError(
-                f"the graph's '{output.name}' is of size {output.shape[1:]} and the manifest says "
-                f"{expected}: export the model again"
-            )

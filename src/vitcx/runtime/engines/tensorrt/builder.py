@@ -11,16 +11,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
+from vitcx.runtime.bundle import INPUT, Bundle
 from vitcx.runtime.engines.tensorrt import version_8
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import set_targets
+from vitcx.runtime.engines.tensorrt.interface import interface_of_network
 from vitcx.runtime.engines.tensorrt.library import Library, Message, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import PlanReport, count_layers, each_once
 from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress, Watch, progress_monitor
 from vitcx.runtime.engines.tensorrt.timing_cache import keep_timings, use_timings
 from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.graph_interface import check_interface, interface_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -143,13 +145,13 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
             f"'{bundle.model_path}': {'; '.join(reasons[:_MOST_REASONS])}"
             + (f"; and {more} more" if more > 0 else "")
         )
-    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
-    outputs = [network.get_output(i).name for i in range(network.num_outputs)]
-    if inputs != [INPUT] or set(outputs) != {PROBABILITIES, EMBEDDING}:
-        raise BundleError(
-            f"the graph takes {inputs} and gives {outputs}; a bundle's takes ['{INPUT}'] and gives "
-            f"'{PROBABILITIES}' and '{EMBEDDING}': export it again"
-        )
+    check_interface(
+        f"'{bundle.model_path}'",
+        interface_of_network(network),
+        interface_of(bundle.manifest),
+        all_sizes_known=True,
+        more_outputs=False,  # each would need a buffer
+    )
 
 
 def _in_words(library: Library, error: Any) -> str:

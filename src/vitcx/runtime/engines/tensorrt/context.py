@@ -16,12 +16,14 @@ from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
+from vitcx.runtime.bundle import INPUT, Manifest
 from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
+from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
 from vitcx.runtime.engines.tensorrt.profiles import SCORE, Shapes
-from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.graph_interface import check_interface, interface_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -54,7 +56,13 @@ def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes)
     with reasons(library, "cannot read the plan", PlanRefused):
         # Raises TypeError where the library cannot start; the log has the reason.
         engine = _given(trt.Runtime(library.logger).deserialize_cuda_engine(plan))
-    _check_tensors(trt, engine, manifest)
+    check_interface(
+        "the graph in the plan",
+        interface_of_engine(trt, engine),
+        interface_of(manifest),
+        all_sizes_known=True,
+        more_outputs=False,  # each would need a buffer
+    )
     size = (manifest.input_channels, *manifest.input_size)
     expected = [[(images, *size) for images in shapes.images(name)] for name in shapes.profiles]
     if engine.num_optimization_profiles != len(expected):
@@ -75,32 +83,6 @@ def _given(made: _T | None) -> _T:
     if made is None:
         raise RuntimeError  # `reasons` knows why
     return made
-
-
-def _check_tensors(trt: Any, engine: trt.ICudaEngine, manifest: Manifest) -> None:
-    """Names, directions, element types and all dimensions but the first."""
-    inward, outward = trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT
-    expected = {
-        INPUT: (inward, (manifest.input_channels, *manifest.input_size)),
-        PROBABILITIES: (outward, (manifest.num_classes,)),
-        EMBEDDING: (outward, (manifest.channels, *manifest.grid)),
-    }
-    found = {}
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        found[name] = (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))[1:])
-        if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
-            raise BundleError(
-                f"the graph's '{name}' is {engine.get_tensor_dtype(name)}, expected float32 at the "
-                "graph's edges: export the model again"
-            )
-    if found != expected:
-        told = {name: shape for name, (_, shape) in found.items()}
-        wanted = {name: shape for name, (_, shape) in expected.items()}
-        raise BundleError(
-            f"the graph takes and gives {told} (without the batch), the manifest says {wanted}: "
-            "export the model again"
-        )
 
 
 @contextlib.contextmanager
