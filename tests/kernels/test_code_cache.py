@@ -8,8 +8,8 @@ import pytest
 
 from vitcx.kernels.code_cache import read_code, write_code
 from vitcx.kernels.gpu import compiler
-from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.plan_cache import PlanKey, find, keep
+from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.engines.tensorrt.timing_cache import keep_timings, use_timings
 
 CODE = b"how to run" * 100
@@ -125,12 +125,12 @@ def plans(folder):
     return lambda: keep(key, b"plan", folder), lambda: find(key, folder) is not None
 
 
-def kernels(folder):
+def runtime_caches(folder):
     def write():
-        CompiledKernels(folder / "x.kernels").keep(RuntimeConfig())
+        RuntimeCache(folder / "x.runtime-cache").keep(RuntimeConfig())
 
     def read():
-        return hasattr(CompiledKernels(folder / "x.kernels").begin(RuntimeConfig()), "read")
+        return hasattr(RuntimeCache(folder / "x.runtime-cache").begin(RuntimeConfig()), "read")
 
     return write, read
 
@@ -146,7 +146,7 @@ def timings(folder):
 
 
 @posix
-@pytest.mark.parametrize("member", [cubins, plans, kernels, timings])
+@pytest.mark.parametrize("member", [cubins, plans, runtime_caches, timings])
 def test_no_cached_code_is_read_from_a_folder_or_file_that_others_can_write(
     member, tmp_path, monkeypatch
 ):

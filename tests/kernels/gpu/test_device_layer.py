@@ -437,7 +437,7 @@ def test_a_graph_records_then_launches(core):
     device = Gpu()
     stream = device.new_stream()
     seen = []
-    with device.record_graph(stream, seen.append) as graph:
+    with device.record_cuda_graph(stream, seen.append) as graph:
         native = graph._native
         assert [s.owned for s in seen] == [False]
         graph.launch(stream)

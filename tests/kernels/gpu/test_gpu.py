@@ -197,7 +197,7 @@ def test_a_graph_of_two_kernels(device, kernels):
         masks = device.upload(np.zeros_like(embedding), stream)
         kept = device.upload(np.zeros(8, np.int32), stream)
         kernels.normalise(source, masks, kept, (224, 224), stream)  # compiled before recording
-        with device.record_graph(
+        with device.record_cuda_graph(
             stream, lambda s: kernels.normalise(source, masks, kept, (224, 224), s)
         ) as graph:
             graph.launch(stream)

@@ -1,4 +1,4 @@
-"""One GPU: opening it, memory, streams, transfers, graphs. On `cuda.core`.
+"""One GPU: opening it, memory, streams, transfers, CUDA graphs. On `cuda.core`.
 
 Nothing here is touched until `Gpu` is made: importing works on a machine with no driver, and `Gpu`
 says in one line what is missing. Never ran on hardware so far: see docs/gpu-notes.md.
@@ -112,30 +112,30 @@ class Gpu:
             stream.synchronise()
             return pinned.read(array.shape, array.dtype)
 
-    def record_graph(self, stream: Stream, work: Callable[[Stream], None]) -> Graph:
-        """Record what `work` queues on the stream it is given into a graph; nothing runs yet.
+    def record_cuda_graph(self, stream: Stream, work: Callable[[Stream], None]) -> CudaGraph:
+        """Record what `work` queues on the stream it is given into a CUDA graph; nothing runs yet.
 
-        The buffers that the work names are part of the graph and must outlive it.
+        The buffers that the work names are part of it and must outlive it.
         """
         builder = stream.native.create_graph_builder()
         try:
             builder.begin_building()
             work(Stream(builder.stream, owned=False))
-            return Graph(builder.end_building().complete())
+            return CudaGraph(builder.end_building().complete())
         finally:
             builder.close()
 
 
-class Graph(Closing):
+class CudaGraph(Closing):
     """Recorded device work that is launched as one. A context manager; closing twice is fine."""
 
     def __init__(self, native: Any) -> None:
         self._native: Any = native
 
     def launch(self, stream: Stream) -> None:
-        """Queue the whole graph on `stream`."""
+        """Queue the whole of it on `stream`."""
         if self._native is None:
-            raise DeviceArrayError("This graph is closed")
+            raise DeviceArrayError("This CUDA graph is closed")
         self._native.launch(stream.native)
 
     def close(self) -> None:

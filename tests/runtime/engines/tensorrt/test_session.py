@@ -260,16 +260,16 @@ def test_encoding_and_scoring_do_not_wait_for_each_other(bundle, record):
 
 def test_the_scoring_pass_is_recorded_once_and_replayed(bundle, record):
     with TensorRTSession(bundle, batch_size=4) as session:
-        with session._opened.scorers.take() as station:
-            graph = station._graph._native
+        with session._opened.scorers.take() as context:
+            graph = context._cuda_graph._native
         launched = graph.launches
         assert len(graph.work) == 1
         for seed in range(3):
             session.score(batch(4, seed))
         session.predict(images(6))
         assert graph.launches == launched + 5
-        with session._opened.scorers.take() as station:
-            assert station._graph._native is graph
+        with session._opened.scorers.take() as context:
+            assert context._cuda_graph._native is graph
     assert graph.is_closed
 
 
@@ -296,7 +296,7 @@ def test_rtx_compiles_each_profile_once_and_not_again_at_the_next_start(
             pass  # another thread's context is ready at once
         assert record.compiled == [1, 0]
     assert len(record.contexts) == 3
-    kept = sorted(file.name.split(".")[1] for file in tmp_path.rglob("*.kernels"))
+    kept = sorted(file.name.split(".")[1] for file in tmp_path.rglob("*.runtime-cache"))
     assert kept == ["encode", "score"]
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
         assert record.compiled == [1, 0]
@@ -305,12 +305,12 @@ def test_rtx_compiles_each_profile_once_and_not_again_at_the_next_start(
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
         assert record.compiled == [1, 0] * 2
     record.refuse_caches = False
-    for file in tmp_path.rglob("*.kernels"):
+    for file in tmp_path.rglob("*.runtime-cache"):
         file.write_bytes(b"damaged")
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
         assert record.compiled == [1, 0] * 3
         session.score(batch(4))
-    assert len([line for line in warnings_of(caplog) if "kernels" in line]) == 2
+    assert len([line for line in warnings_of(caplog) if "runtime cache" in line]) == 2
     # They go with the plan.
     record.refuse_plans = 1
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):

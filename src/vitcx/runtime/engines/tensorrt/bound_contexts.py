@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.errors import first_line
 from vitcx.kernels.gpu.arrays import DeviceArray
-from vitcx.kernels.gpu.device import Gpu, Graph, PinnedBuffer
+from vitcx.kernels.gpu.device import CudaGraph, Gpu, PinnedBuffer
 from vitcx.kernels.gpu.launches import GpuKernels
 from vitcx.kernels.gpu.operations import Blender
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.session import PixelBatch, Scores
-from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import Context
 from vitcx.runtime.engines.tensorrt.library import Library
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -50,7 +50,7 @@ class _BoundContext(Closing):
         gpu: Gpu,
         manifest: Manifest,
         shapes: Shapes,
-        compiled: CompiledKernels | None,
+        runtime_cache: RuntimeCache | None,
     ) -> None:
         self._gpu = gpu
         images = shapes.images(self._profile)[1]
@@ -72,7 +72,9 @@ class _BoundContext(Closing):
                     )
                 }
                 self._context = own(
-                    Context(library, engine, gpu, self._stream, shapes, self._profile, compiled)
+                    Context(
+                        library, engine, gpu, self._stream, shapes, self._profile, runtime_cache
+                    )
                 )
                 self._context.bind(INPUT, self._input)
                 for name, array in self._outputs.items():
@@ -81,7 +83,7 @@ class _BoundContext(Closing):
                 # The first pass loads kernels, and shows whether the memory is enough.
                 self._context.enqueue(self._stream)
                 self._stream.synchronise()
-                self._context.keep_kernels()
+                self._context.keep_runtime_cache()
                 self._prepare(own)
         except BaseException:
             with contextlib.suppress(Exception):
@@ -153,22 +155,22 @@ class ScoreContext(_BoundContext):
         manifest: Manifest,
         kernels: GpuKernels,
         shapes: Shapes,
-        compiled: CompiledKernels | None,
+        runtime_cache: RuntimeCache | None,
     ) -> None:
         self._kernels = kernels
         self._library = library
         self._pinned_images: PinnedBuffer | None = None
-        super().__init__(library, engine, gpu, manifest, shapes, compiled)
+        super().__init__(library, engine, gpu, manifest, shapes, runtime_cache)
 
     def _prepare(self, own: Any) -> None:
         self._blender = own(Blender(self._gpu, self._kernels, self._stream))
         grid_height, grid_width = self._outputs[EMBEDDING].shape[2:]
         self._blender.reserve(self._shape, (grid_height, grid_width))
         self._pinned_scores = own(PinnedBuffer(self._outputs[PROBABILITIES].nbytes))
-        self._graph = self._record()
-        if self._graph is not None:
-            own(self._graph)
-            self._graph.launch(self._stream)
+        self._cuda_graph = self._record()
+        if self._cuda_graph is not None:
+            own(self._cuda_graph)
+            self._cuda_graph.launch(self._stream)
             self._stream.synchronise()
 
     def score(self, batch: PixelBatch) -> Scores:
@@ -190,10 +192,10 @@ class ScoreContext(_BoundContext):
         return self._scores(len(images))
 
     def _forward(self) -> None:
-        if self._graph is None:
+        if self._cuda_graph is None:
             self._context.enqueue(self._stream)
         else:
-            self._graph.launch(self._stream)
+            self._cuda_graph.launch(self._stream)
 
     def _scores(self, rows: int) -> FloatArray:
         part = self._first_rows(PROBABILITIES, rows)
@@ -202,7 +204,7 @@ class ScoreContext(_BoundContext):
         scores: FloatArray = self._pinned_scores.read(part.shape, np.float32)
         return scores
 
-    def _record(self) -> Graph | None:
+    def _record(self) -> CudaGraph | None:
         """The forward pass as a CUDA graph. The blend stays outside: its arguments vary.
 
         TensorRT-RTX makes its own (see `context`).
@@ -215,7 +217,7 @@ class ScoreContext(_BoundContext):
             self._stream.synchronise()
             return None
         try:
-            return self._gpu.record_graph(self._stream, self._context.enqueue)
+            return self._gpu.record_cuda_graph(self._stream, self._context.enqueue)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -17,11 +17,11 @@ from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
 from vitcx.runtime.bundle import INPUT, Manifest
-from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
 from vitcx.runtime.engines.tensorrt.profiles import SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.graph_interface import check_interface, interface_of
 
@@ -115,7 +115,7 @@ class Context(Closing):
     stream : orders the setting up.
     shapes : that the engine's plan is made for.
     name : of the profile, `ENCODE` or `SCORE`.
-    compiled : the profile's kernels, of TensorRT-RTX; None for TensorRT.
+    runtime_cache : what was compiled for the profile, of TensorRT-RTX; None for TensorRT.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class Context(Closing):
         stream: Stream,
         shapes: Shapes,
         name: str,
-        compiled: CompiledKernels | None,
+        runtime_cache: RuntimeCache | None,
     ) -> None:
         profile = shapes.profiles.index(name)
-        self._compiled = compiled
-        self._cache: Any = None
+        self._runtime_cache = runtime_cache
+        self._native_cache: Any = None
         self._library = library
         self._stream = stream
         self._scratch: DeviceArray | None = None
@@ -138,9 +138,9 @@ class Context(Closing):
         size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
         self._native: trt.IExecutionContext | None = None
         with reasons(library, f"cannot open profile {profile}"):
-            if compiled is not None:
+            if runtime_cache is not None:
                 config = _rtx_config(library, engine, one_shape=name == SCORE)
-                self._cache = compiled.begin(config)
+                self._native_cache = runtime_cache.begin(config)
                 native = _given(engine.create_execution_context(config))
             elif size_of is not None:
                 strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -185,10 +185,10 @@ class Context(Closing):
         native: Any = self.native
         return bool(native.is_stream_capturable(stream.handle))
 
-    def keep_kernels(self) -> None:
+    def keep_runtime_cache(self) -> None:
         """After a pass: keep what was compiled for it."""
-        if self._compiled is not None:
-            self._compiled.keep(self._cache)
+        if self._runtime_cache is not None:
+            self._runtime_cache.keep(self._native_cache)
 
     @property
     def native(self) -> trt.IExecutionContext:
@@ -199,7 +199,7 @@ class Context(Closing):
 
     def close(self) -> None:
         """Free the context, then its memory, which it must not outlive."""
-        self._native = self._cache = None
+        self._native = self._native_cache = None
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             scratch.close(self._stream)

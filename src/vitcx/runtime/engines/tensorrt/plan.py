@@ -132,9 +132,9 @@ def plan_key(order: PlanOrder) -> PlanKey:
     )
 
 
-def kernels_path(order: PlanOrder, profile: str) -> Path:
-    """Where the kernels that were compiled for a profile of the order's plan are kept."""
-    return cache_directory() / f"{plan_key(order).digest()}.{profile}.kernels"
+def runtime_cache_path(order: PlanOrder, profile: str) -> Path:
+    """Where what TensorRT-RTX compiled for a profile of the order's plan is kept."""
+    return cache_directory() / f"{plan_key(order).digest()}.{profile}.runtime-cache"
 
 
 def forget_plan(order: PlanOrder, why: str) -> None:

@@ -124,9 +124,13 @@ def keep(key: PlanKey, plan: bytes, directory: Path | None = None) -> bool:
 
 
 def drop(key: PlanKey, directory: Path | None = None) -> None:
-    """Take the plan of `key`, and its kernels, out of the cache, if they can be taken."""
+    """Take the plan of `key`, and its runtime caches, out of the cache, if they can be taken."""
     path = _path(key, directory)
-    for file in (path, path.with_suffix(".json"), *path.parent.glob(f"{path.stem}.*.kernels")):
+    for file in (
+        path,
+        path.with_suffix(".json"),
+        *path.parent.glob(f"{path.stem}.*.runtime-cache"),
+    ):
         try:
             file.unlink(missing_ok=True)
         except OSError as error:

@@ -24,12 +24,12 @@ from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeContext, ScoreContext
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
-from vitcx.runtime.engines.tensorrt.compiled_kernels import CompiledKernels
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
 from vitcx.runtime.engines.tensorrt.context_pool import ContextPool
 from vitcx.runtime.engines.tensorrt.library import find_library
-from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, kernels_path, plan_for
+from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for, runtime_cache_path
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -147,17 +147,13 @@ class _Opened(Closing):
         scorer = _engine(score)
         encoder = scorer if encode == score else _engine(encode)
         kernels = GpuKernels(gpu)
-        score_compiled, encode_compiled = _compiled(score, SCORE), _compiled(encode, ENCODE)
+        score_cache, encode_cache = _runtime_cache(score, SCORE), _runtime_cache(encode, ENCODE)
         self.scorers = ContextPool(
-            lambda: ScoreContext(
-                library, scorer, gpu, manifest, kernels, score.shapes, score_compiled
-            )
+            lambda: ScoreContext(library, scorer, gpu, manifest, kernels, score.shapes, score_cache)
         )
         try:
             self.encoders = ContextPool(
-                lambda: EncodeContext(
-                    library, encoder, gpu, manifest, encode.shapes, encode_compiled
-                )
+                lambda: EncodeContext(library, encoder, gpu, manifest, encode.shapes, encode_cache)
             )
         except BaseException:
             self.scorers.close()
@@ -168,11 +164,11 @@ class _Opened(Closing):
         self.encoders.close()
 
 
-def _compiled(order: PlanOrder, profile: str) -> CompiledKernels | None:
+def _runtime_cache(order: PlanOrder, profile: str) -> RuntimeCache | None:
     """What was compiled for a profile; TensorRT compiles nothing when it runs."""
     if order.library.flavour != "tensorrt-rtx":
         return None
-    return CompiledKernels(kernels_path(order, profile))
+    return RuntimeCache(runtime_cache_path(order, profile))
 
 
 def _engine(order: PlanOrder) -> trt.ICudaEngine:

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiled for a context, kept for the next ones.
+"""What TensorRT-RTX compiled for a context (its runtime cache), kept for the next ones.
 
 A plan of TensorRT-RTX is compiled to the GPU's own kernels whenever a context is made: seconds of
 all cores, for every context and at every start. What one context compiled makes the next one ready
@@ -12,11 +12,11 @@ from typing import Any
 
 from vitcx.kernels.code_cache import read_code, write_code
 
-_WHAT = "cache of compiled kernels"
+_WHAT = "runtime cache"
 
 
-class CompiledKernels:
-    """Of one profile of a plan, in memory and in a file. Thread-safe: the last writer wins.
+class RuntimeCache:
+    """That of one profile of a plan, in memory and in a file. Thread-safe: the last writer wins.
 
     Parameters
     ----------
