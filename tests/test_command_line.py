@@ -1,28 +1,46 @@
-"""The command line as a person runs it: in a process of its own, with the embedded model."""
+"""The command line as a person uses it, with the embedded model."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vitcx.cli import main
+from vitcx.runtime import explainer
 from vitcx.runtime.demo.scenes import CLASS_NAMES, FIRST_FRESH_SEED, make_scene
 
 
-def vitcx(*arguments, cwd, **environment):
-    """Run `vitcx` and give (exit code, stdout, stderr)."""
+def vitcx(*arguments, cwd):
+    """Run `vitcx` in this process and give (exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    here = Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(word) for word in arguments])
+    finally:
+        os.chdir(here)
+    return code, out.getvalue(), err.getvalue()
+
+
+def vitcx_process(*arguments, cwd):
+    """The same in a process of its own, as a person runs it: with its log, and its start."""
     done = subprocess.run(
         [sys.executable, "-m", "vitcx", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, **environment},
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -41,7 +59,7 @@ def folder(tmp_path):
 
 
 def test_one_picture_makes_three_files(folder):
-    code, out, err = vitcx("explain", "scene0.png", "--out", "out", cwd=folder)
+    code, out, err = vitcx_process("explain", "scene0.png", "--out", "out", cwd=folder)
     assert (code, err) == (0, "")
     assert "out/scene0.png" in out
     assert sorted(p.name for p in (folder / "out").iterdir()) == [
@@ -80,6 +98,42 @@ def test_a_picture_and_its_array_give_the_same_map(folder):
         np.testing.assert_allclose(one["saliency"], other["saliency"], atol=1e-5)
 
 
+def test_results_beside_their_picture_do_not_replace_it(folder):
+    before = (folder / "scene0.png").read_bytes()
+    (folder / "scene0.json").write_text("{}")
+    code, out, _ = vitcx("explain", "scene0.png", "--estimator", "fast", "--out", ".", cwd=folder)
+    assert code == 0
+    assert "-> scene0_2.png" in out
+    assert (folder / "scene0.png").read_bytes() == before
+    assert (folder / "scene0.json").read_text() == "{}"
+
+
+def test_a_bundle_in_a_folder_called_demo_is_never_mistaken(folder):
+    shutil.copytree(Path(explainer.__file__).parent / "demo" / "bundle", folder / "demo")
+    manifest = folder / "demo" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model_name": "mine"}))
+    for bundle, model in (("demo", "vitcx_demo"), ("./demo", "mine")):
+        words = ("--bundle", bundle, "--estimator", "fast", "--json", "--out", model)
+        code, out, err = vitcx_process("explain", "scene0.png", *words, cwd=folder)
+        assert code == 0
+        assert json.loads(out)["provenance"]["model"] == model
+        assert ("give './demo'" in err) == (bundle == "demo")
+
+
+def test_names_with_control_characters_are_escaped(folder):
+    name = "a\x1b[31mb\u202e[red].png"
+    shutil.copy(folder / "scene0.png", folder / name)
+    shutil.copy(folder / "bad.png", folder / f"bad{name}")
+    code, out, err = vitcx(
+        "explain", name, f"bad{name}", "--estimator", "fast", "--out", "o", cwd=folder
+    )
+    assert code == 2
+    for text in (out, err):
+        assert "\x1b" not in text
+        assert r"a\x1b[31mb\u202e[red].png" in text
+    assert len(err.splitlines()) == 2
+
+
 def test_two_pictures_of_one_name_do_not_overwrite_each_other(folder):
     (folder / "sub").mkdir()
     (folder / "scene1.png").rename(folder / "sub" / "scene0.png")
@@ -95,8 +149,9 @@ def test_a_bad_picture_does_not_stop_the_others(folder):
         "explain", "bad.png", "scene0.png", "--estimator", "fast", "--out", "out", cwd=folder
     )
     assert code == 2
-    assert len(err.strip().splitlines()) == 1
-    assert "bad.png" in err
+    about_it, at_the_end = err.splitlines()
+    assert "bad.png" in about_it
+    assert at_the_end == "vitcx: 1 of 2 pictures failed: 'bad.png'"
     assert "scene0.png" in out
     assert not list((folder / "out").glob("bad*"))
 
@@ -153,7 +208,7 @@ def test_doctor_tells_what_runs_here_and_why_not(folder):
 
 
 def test_the_log_says_which_engine_was_taken(folder):
-    code, _, err = vitcx(
+    code, _, err = vitcx_process(
         "-v", "explain", "scene0.png", "--estimator", "fast", "--out", "o", cwd=folder
     )
     assert code == 0

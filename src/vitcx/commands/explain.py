@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from vitcx.commands.options import (
     check_out_folder,
@@ -15,9 +16,14 @@ from vitcx.commands.options import (
     setting_options,
 )
 from vitcx.commands.progress import progress_bar
+from vitcx.commands.terminal import plain, say, say_json
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pictures.reading import ArrayFile
+from vitcx.runtime.result_files import ResultFolder, SavedResult
+from vitcx.runtime.targets import resolve_targets
+
+_MOST_NAMED = 10  # of the pictures that failed, in the last line
 
 
 @click.command("explain")
@@ -51,35 +57,44 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Explain IMAGES.
+    """Explain IMAGES: show which parts of each picture the model's answer rests on.
 
-    For each picture writes NAME.png (overlay), NAME.npz (saliency, masks, impacts, coverage,
-    probabilities) and NAME.json. A picture that cannot be read is said on stderr and does not stop
-    the others.
+    Writes three files for each picture: NAME.png (the map over the picture), NAME.npz (the arrays)
+    and NAME.json (classes, settings, and which picture it is of). A second run replaces the results
+    of the same picture and nothing else: where NAME is taken, the files are called NAME_2. A
+    picture that cannot be read does not stop the others.
+
+    \b
+    Examples:
+      vitcx explain photo.jpg --bundle vit_base --out out
+      vitcx explain *.jpg --bundle vit_base --target top5 --out out
     """
     if figure:
         _need_matplotlib()
     check_out_folder(out)
-    failed = 0
-    names = _distinct_names(images)
+    failed: list[Path] = []
+    folder = ResultFolder(out, images)
+    wanted = parse_targets(targets)
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
+        names = explainer.manifest.class_names
+        resolve_targets(wanted, np.zeros(len(names), np.float32), names)  # wrong for all: said once
         results = explainer.try_explain_many(
             [ArrayFile(path) for path in images] if input_npy else images,
-            parse_targets(targets),
+            wanted,
             **given_settings(settings),
         )
         with progress_bar(wanted=len(images) > 1) as progress:
             bar = progress.add_task("explaining", total=len(images))
-            for image, name, result in zip(images, names, results, strict=True):
+            for image, result in zip(images, results, strict=True):
                 if isinstance(result, Exception):
-                    failed += 1
-                    progress.console.print(
-                        f"vitcx: {' '.join(str(result).split())}", markup=False, soft_wrap=True
-                    )
+                    failed.append(image)
+                    progress.console.print(_failure(image, result), soft_wrap=True)
                 else:
-                    written = result.save(out, name, figure=figure)
-                    click.echo(_line(image, result, written, as_json))
+                    saved = folder.save(result, image.stem or "picture", image, figure=figure)
+                    _tell(image, result, saved, as_json)
                 progress.advance(bar)
+    if failed and len(images) > 1:
+        say(f"vitcx: {len(failed)} of {len(images)} pictures failed: {_list(failed)}", err=True)
     return 2 if failed else 0
 
 
@@ -94,29 +109,25 @@ def _need_matplotlib() -> None:
 
 
 def parse_targets(words: tuple[str, ...]) -> Any:
-    """Digits are indices; one word stays a word, so that `top5` keeps its meaning."""
-    parsed = [int(word) if word.isdecimal() else word for word in words]
-    if not parsed:
-        return None
-    return parsed[0] if len(parsed) == 1 else parsed
+    """The words of --target as `resolve_targets` takes them; None where there are none."""
+    return (list(words) if len(words) > 1 else words[0]) if words else None
 
 
-def _distinct_names(images: tuple[Path, ...]) -> list[str]:
-    """File stems, with a number where two pictures share one."""
-    names: list[str] = []
-    for path in images:
-        stem, name, count = path.stem or "picture", path.stem or "picture", 1
-        while name in names:
-            count += 1
-            name = f"{stem}_{count}"
-        names.append(name)
-    return names
+def _failure(image: Path, error: Exception) -> str:
+    message = " ".join(str(error).split())
+    where = "" if str(image) in message else f"{image}: "
+    return plain(f"vitcx: {where}{message}")
 
 
-def _line(image: Path, result: Explanation, written: dict[str, Path], as_json: bool) -> str:
+def _list(images: Sequence[Path]) -> str:
+    named = ", ".join(f"'{image}'" for image in images[:_MOST_NAMED])
+    return named + (f" and {len(images) - _MOST_NAMED} more" if len(images) > _MOST_NAMED else "")
+
+
+def _tell(image: Path, result: Explanation, saved: SavedResult, as_json: bool) -> None:
     if as_json:
-        files = {kind: str(path) for kind, path in written.items()}
-        line = {"image": str(image), **result.summary(), "files": files}
-        return json.dumps(line, ensure_ascii=False)
+        files = {kind: str(path) for kind, path in saved.files.items()}
+        say_json({**saved.summary, "files": files})
+        return
     titles = ", ".join(result.title(i) for i in range(len(result.targets)))
-    return f"{image}: {titles} -> {written['overlay']}"
+    say(f"{image}: {titles} -> {saved.files['overlay']}")

@@ -178,6 +178,8 @@ def command(
             say("give photographs with --check-image: drawn scenes say less")
     if problem := precision_problem(m):
         say(f"vitcx will refuse it without --allow-imprecise: {problem}")
+    if str(out) == "demo":
+        say("give it as './demo': 'demo' alone is the embedded model")
     if engine is not None:
         plan = Path(f"{bundle.path.resolve()}.plan")
         build_and_tell(bundle, plan, engine, Shapes().batch_size, options)

@@ -7,13 +7,14 @@ decides what runs when.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcx.kernels.closing import Closing
-from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
+from vitcx.runtime.bundle import MANIFEST_NAME, Bundle, Manifest, read_bundle
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.errors import InputError
@@ -26,6 +27,8 @@ from vitcx.runtime.settings import Request, SettingValues
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+log = logging.getLogger("vitcx")
 
 # The most that the masks of one picture may take.
 MOST_MASK_BYTES = 1 << 30
@@ -203,7 +206,8 @@ def load(
 
     Parameters
     ----------
-    bundle : ``"demo"`` for the embedded model, or the folder that ``vitcx export`` wrote.
+    bundle : ``"demo"`` for the embedded model, or the folder that ``vitcx export`` wrote. The word
+        ``"demo"`` is always the embedded model: a folder of that name is ``"./demo"``.
     engine : ``auto``, or one by name: ``tensorrt``, ``tensorrt-rtx``, ``cuda``, ``onnxruntime``,
         ``openvino``, ``openvino-bf16``. One asked for by name that cannot run here is an error.
     threads : CPU threads of one forward pass; None takes every core.
@@ -224,7 +228,16 @@ def load(
     EngineError, MissingExtraError
         If the engine cannot run here.
     """
-    folder = Path(__file__).parent / "demo" / "bundle" if bundle == "demo" else Path(bundle)
-    checked = read_bundle(folder)
+    checked = read_bundle(_folder_of(bundle))
     check_precision(checked.manifest, allow_imprecise=allow_imprecise)
     return Explainer(checked, open_session(checked, engine, threads, batch_size, device))
+
+
+def _folder_of(bundle: str | Path) -> Path:
+    if bundle != "demo":
+        return Path(bundle)
+    if Path("demo", MANIFEST_NAME).exists():
+        log.warning(
+            "'demo' is the embedded model; for the bundle in the folder 'demo' give './demo'"
+        )
+    return Path(__file__).parent / "demo" / "bundle"

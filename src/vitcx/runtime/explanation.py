@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitcx.runtime.bundle import SCORE_KINDS
-from vitcx.runtime.digests import replacing
 from vitcx.runtime.pictures.overlay import add_caption, overlay
+from vitcx.runtime.result_files import save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,33 +160,35 @@ class Explanation:
         y = top + (row + 0.5) * (bottom - top) / height
         return round(x, 2), round(y, 2)
 
-    def save(self, folder: str | Path, stem: str, *, figure: bool = False) -> dict[str, Path]:
+    def save(
+        self,
+        folder: str | Path,
+        stem: str,
+        *,
+        figure: bool = False,
+        image: str | Path | None = None,
+    ) -> dict[str, Path]:
         """Write ``STEM.png`` (overlay), ``STEM.npz`` (arrays) and ``STEM.json`` (the rest).
 
         With several targets the overlays after the first are ``STEM.CLASS_INDEX.png``. Each file
-        appears whole or not at all, the JSON last.
+        appears whole or not at all, the JSON last. A result of the same picture that is there
+        already is replaced, and nothing else is.
+
+        Parameters
+        ----------
+        folder : made if it is not there.
+        stem : of the file names; one that is too long for a file name is shortened.
+        figure : also write ``STEM.figure.png``; needs matplotlib (extra ``plot``).
+        image : where the picture came from: the JSON names it, with the digest of its file.
+            Without it, the JSON has a digest of the pixels.
 
         Returns
         -------
         the paths written, by kind.
+
+        Raises
+        ------
+        InputError
+            If a file of that name is there which is not of the same picture.
         """
-        folder = Path(folder)
-        written: dict[str, Path] = {}
-        for i, index in enumerate(self.targets):
-            kind = "overlay" if i == 0 else f"overlay_{index}"
-            written[kind] = folder / (f"{stem}.png" if i == 0 else f"{stem}.{index}.png")
-            with replacing(written[kind]) as path:
-                self.overlay(i, caption=True).save(path)
-        if figure:
-            written["figure"] = folder / f"{stem}.figure.png"
-            drawing = self.figure()
-            with replacing(written["figure"]) as path:
-                drawing.savefig(path, dpi=110)
-        written["arrays"] = folder / f"{stem}.npz"
-        with replacing(written["arrays"]) as path, path.open("wb") as file:
-            np.savez_compressed(file, **self.arrays())  # type: ignore[arg-type]
-        written["summary"] = folder / f"{stem}.json"
-        with replacing(written["summary"]) as path:
-            text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
-            path.write_text(text + "\n", encoding="utf-8")
-        return written
+        return save_result(self, folder, stem, image, figure=figure).files
