@@ -11,6 +11,7 @@ from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.method.registry import METHODS
+from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import SETTING_NAMES as EXPLAIN_SETTINGS
 from vitcx.runtime.settings import Request, Settings
@@ -95,7 +96,7 @@ def read_asked(
         data = bytes(body)
     if not data:
         raise InputError("the picture is empty")
-    picture = EncodedPicture("image", lambda: data, limits.pixels)
+    picture = EncodedPicture("image", lambda: data, limits.pixels, DECODE_SECONDS)
     return _asked(picture, given, explainer, limits)
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.pictures.decoding import MAX_PIXELS
 from vitcx.runtime.pictures.reading import (
-    MAX_PIXELS,
     EncodedPicture,
     as_host_array,
     from_uint8_array,

@@ -1,14 +1,9 @@
-"""Pictures from the outside world, as 8-bit RGB: paths, PIL images and arrays.
-
-Right side up (EXIF), grey and palette and CMYK as RGB, 16-bit scaled to 8, transparency over white.
-"""
+"""Pictures from the outside world, as 8-bit RGB: paths, uploads, PIL images and arrays."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vitcx.kernels.gpu.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.runtime.device_errors import device_errors
 from vitcx.runtime.errors import InputError
-
-# Pillow's own limit against decompression bombs, about 89 million pixels.
-MAX_PIXELS = 89_478_485
-_OPEN_LOCK = threading.Lock()  # catch_warnings is not safe between threads
+from vitcx.runtime.pictures.decoder_process import decode_apart
+from vitcx.runtime.pictures.decoding import MAX_PIXELS, as_rgb, decode_file
+from vitcx.runtime.plain_files import open_plain
 
 
 @dataclass(frozen=True)
@@ -37,11 +31,14 @@ class EncodedPicture:
     name : what errors call it.
     read : gives the file's bytes when its turn comes.
     max_pixels : more are refused before they are decoded.
+    seconds : decoding it may take that long, in a process of its own that is killed then; None
+        decodes in this process: only for files that are no stranger's.
     """
 
     name: str
     read: Callable[[], bytes]
     max_pixels: int = MAX_PIXELS
+    seconds: float | None = None
 
 
 def read_picture(source: str | Path | EncodedPicture | Image.Image) -> Image.Image:
@@ -53,72 +50,21 @@ def read_picture(source: str | Path | EncodedPicture | Image.Image) -> Image.Ima
         If the file is missing, not a picture, truncated, or of more than `MAX_PIXELS` pixels.
     """
     if isinstance(source, Image.Image):
-        return _as_rgb(source, "the picture")
+        return as_rgb(source, "the picture", MAX_PIXELS)
     if isinstance(source, EncodedPicture):
-        return _read_file(io.BytesIO(source.read()), f"'{source.name}'", source.max_pixels)
-    return _read_file(Path(source), f"'{source}'", MAX_PIXELS)
-
-
-def _read_file(path: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
+        name, data = f"'{source.name}'", source.read()
+        if source.seconds is not None:
+            return decode_apart(data, name, source.max_pixels, source.seconds)
+        return decode_file(io.BytesIO(data), name, source.max_pixels)
+    name = f"'{source}'"
     try:
-        with _OPEN_LOCK, warnings.catch_warnings():
-            # Said below, in one line and for every size over the limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+        file = open_plain(source)
     except FileNotFoundError:
         raise InputError(f"no picture at {name}") from None
-    except Image.DecompressionBombError:
-        raise InputError(_too_large(name, max_pixels)) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        is_folder = isinstance(path, Path) and path.is_dir()
-        # Pillow names a stream by its address in memory, which says nothing to anybody.
-        why = f" ({error})" if isinstance(path, Path) else ""
-        reason = "is a folder" if is_folder else f"is not a picture that can be read{why}"
-        raise InputError(f"{name} {reason}") from None
-    if image.format == "EPS":
-        image.close()
-        raise InputError(
-            f"{name} is PostScript, a program and not a picture: save it as PNG or JPEG"
-        )
-    with image:
-        return _as_rgb(image, name, max_pixels)
-
-
-def _too_large(name: str, max_pixels: int) -> str:
-    return f"{name} has more than {max_pixels:,} pixels: make it smaller first"
-
-
-def _as_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise InputError(_too_large(name, max_pixels))
-    if width == 0 or height == 0:
-        raise InputError(f"{name} is empty: {width} x {height} pixels")
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _from_deep_grey(image, name)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, "white")
-            return Image.alpha_composite(white, rgba).convert("RGB")
-        return image.convert("RGB")
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise whatever a damaged file makes them raise
-        raise InputError(f"{name} is damaged or truncated ({error})") from None
-
-
-def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey to 8-bit RGB; 32-bit and float pictures have no defined white and are refused."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise InputError(
-            f"{name} has {image.mode!r} pixels with no defined range: save it with 8 or 16 bits"
-        )
-    # Rounded to nearest: 65535 / 255 is exactly 257.
-    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror or error})") from None
+    with file:
+        return decode_file(file, name, MAX_PIXELS)
 
 
 @dataclass(frozen=True)
@@ -197,4 +143,4 @@ def from_uint8_array(array: NDArray[Any]) -> Image.Image:
             f"the array has shape {array.shape} and dtype {array.dtype}: give (H,W,3) uint8 RGB, "
             "or (3,H,W) float32 already normalised"
         )
-    return _as_rgb(Image.fromarray(np.ascontiguousarray(array)), "the picture")
+    return as_rgb(Image.fromarray(np.ascontiguousarray(array)), "the picture", MAX_PIXELS)

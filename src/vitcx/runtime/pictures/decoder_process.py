@@ -1,0 +1,217 @@
+"""Decoding in a process of its own, which is killed when it takes too long.
+
+Nothing stops a decoder from within its process: some files of a few megabytes keep one busy for
+hours, others find its faults. A server hands strangers' files to such a process. It stays for the
+next file, and ends by itself when its parent does.
+
+A request is the name, the limit of pixels and the file; an answer is the size and the pixels, or
+one sentence.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+from vitcx.runtime.errors import EngineError, InputError
+from vitcx.runtime.pictures.decoding import decode_file
+
+# Of name, limit of pixels, file; of width, height, bytes that follow (width 0: a sentence).
+_ASK, _ANSWER = struct.Struct("<QQQ"), struct.Struct("<QQQ")
+_START = f"""
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from {__name__} import serve
+serve()
+"""
+# Beside the pixels themselves; decoders hold the file, coefficients and a few copies.
+_ROOM_BYTES = 4 << 30
+# What a server gives a stranger's file: many times what a large photograph takes.
+DECODE_SECONDS = 10.0
+# Processes at once: decoding should not take the cores that explain.
+MOST_DECODERS = 4
+_STARTING_SECONDS = 60.0
+
+
+def decode_apart(data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
+    """`decode_file` in another process, for at most `seconds`.
+
+    Waits for its turn where `MOST_DECODERS` files are being decoded already.
+
+    Raises
+    ------
+    InputError
+        What `decode_file` raises; and if it takes longer, or the decoder crashes.
+    EngineError
+        If no process can be started.
+    """
+    with _pool().decoder() as decoder:
+        return decoder.decode(data, name, max_pixels, seconds)
+
+
+class _Decoder:
+    """The process, seen from its parent; one file at a time."""
+
+    def __init__(self) -> None:
+        words = [sys.executable, "-c", _START, json.dumps(sys.path)]
+        try:
+            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"no process to decode pictures can be started: {error}") from None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]
+        self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        with self._killed_after(_STARTING_SECONDS):
+            if self._from.read(1) != b"!":
+                self.close()
+                raise EngineError("the process that decodes pictures does not start")
+
+    @property
+    def usable(self) -> bool:
+        """Whether it lives."""
+        return self._process.poll() is None
+
+    def decode(self, data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
+        title = name.encode("utf-8", "backslashreplace")
+        with self._killed_after(seconds) as too_late:
+            try:
+                self._to.write(_ASK.pack(len(title), max_pixels, len(data)) + title)
+                self._to.write(data)
+                self._to.flush()
+                width, height, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
+                answer = _read(self._from, length)
+            except (OSError, EOFError, struct.error):
+                self.close()
+                if too_late.is_set():
+                    raise InputError(f"{name} takes longer than {seconds:g} s to decode") from None
+                raise InputError(f"{name} is damaged: it makes its decoder crash") from None
+        if width == 0:
+            raise InputError(answer.decode("utf-8", "replace"))
+        return Image.frombytes("RGB", (width, height), answer)
+
+    @contextlib.contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[threading.Event]:
+        too_late = threading.Event()
+
+        def end() -> None:
+            too_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield too_late
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        self._process.kill()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        self._process.wait()
+
+
+class _Pool:
+    """The decoders of a process, started when they are needed."""
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(MOST_DECODERS)
+        self._idle: list[_Decoder] = []
+
+    @contextlib.contextmanager
+    def decoder(self) -> Iterator[_Decoder]:
+        """One that nobody else talks to meanwhile."""
+        with self._places:
+            decoder = self._take() or _Decoder()
+            try:
+                yield decoder
+            finally:
+                if decoder.usable:
+                    self._idle.append(decoder)
+
+    def _take(self) -> _Decoder | None:
+        while True:
+            try:
+                found = self._idle.pop()
+            except IndexError:
+                return None
+            if found.usable:
+                return found
+            found.close()
+
+    def close(self) -> None:
+        """End those that are idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+_pools: dict[int, _Pool] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool() -> _Pool:
+    """This process's pool: a forked child must not talk into its parent's pipes."""
+    found = _pools.get(os.getpid())
+    if found is None:
+        with _pools_lock:
+            found = _pools.setdefault(os.getpid(), _Pool())
+            atexit.register(found.close)
+    return found
+
+
+def _read(pipe: BinaryIO, length: int) -> bytes:
+    data = pipe.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def serve() -> None:
+    """The process's own side: decode what comes on stdin until it ends."""
+    asked, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # a library that prints must not speak into the answers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which then closes stdin
+    _bound_memory()
+    answers.write(b"!")
+    answers.flush()
+    while head := asked.read(_ASK.size):
+        name_length, max_pixels, length = _ASK.unpack(head)
+        name = asked.read(name_length).decode("utf-8", "replace")
+        try:
+            image = decode_file(io.BytesIO(asked.read(length)), name, max_pixels)
+            answer = image.tobytes()
+            answers.write(_ANSWER.pack(*image.size, len(answer)))
+            del image
+        except InputError as error:
+            answer = str(error).encode("utf-8", "replace")
+            answers.write(_ANSWER.pack(0, 0, len(answer)))
+        answers.write(answer)
+        answers.flush()
+
+
+def _bound_memory() -> None:
+    """Memory that a damaged file may make a decoder ask for is refused, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (_ROOM_BYTES, most))

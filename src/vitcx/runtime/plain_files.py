@@ -1,0 +1,69 @@
+"""Opening files that are files: never a pipe, a socket or a device, which may wait for ever."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from vitcx.runtime.errors import InputError
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Raises
+    ------
+    InputError
+        If there is something else at `path`, or a name that no file can have.
+    OSError
+        If there is nothing, or it may not be read.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"'{path}' is {_kind(mode)}, not a file")
+        # What is there may change between the two calls: O_NONBLOCK, so that a pipe does not wait.
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r:.300} is no name of a file ({error})") from None
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"'{path}' is a folder")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"'{path}' is {_kind(mode)}, not a file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_plain(path: str | Path, most_bytes: int) -> bytes:
+    """All bytes of a regular file that should be small.
+
+    Raises
+    ------
+    InputError, OSError
+        As `open_plain`, and if there are more than `most_bytes`.
+    """
+    with open_plain(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise InputError(f"'{path}' has more than {most_bytes:,} bytes")
+    return data
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"
