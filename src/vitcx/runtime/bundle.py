@@ -17,13 +17,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitcx.runtime.digests import replacing, sha256_of
+from vitcx.runtime.bundle_files import check_files, read_text
+from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -56,6 +58,12 @@ TARGET_KINDS = {
     "similarity": "the cosine similarity of the picture's features to a reference picture's",
     "norm": "the length (Euclidean norm) of the picture's features",
 }
+# Bounds on what a manifest may ask for, far beyond the models that there are: a side of the input
+# in pixels, the numbers in an input or an embedding, the least crop, and mean and std.
+MAX_SIDE, MAX_VALUES, LEAST_CROP, MAX_SCALE = 1 << 14, 1 << 28, 0.05, 1e6
+_MOST_NAMES = 5  # in a message
+# A value of the file for a message: one line, and short however long the value is.
+shown = reprlib.repr
 # Those whose scores are no probabilities.
 SCORE_KINDS = ("value", "similarity", "norm")
 
@@ -72,7 +80,7 @@ class Manifest:
     input_size : (H, W) of the model's input.
     mean, std : normalisation of values in [0, 1], one for each channel of the input. Three channels
         are red, green and blue, one is grey; of another number the runtime takes arrays alone.
-    crop_fraction : in (0, 1]; the resized picture's share that the crop keeps.
+    crop_fraction : in [`LEAST_CROP`, 1]; the resized picture's share that the crop keeps.
     crop_mode : ``center`` resizes the short side and crops, ``squash`` resizes to the input size.
     interpolation : the resize filter, one of `INTERPOLATIONS`.
     grid, channels : (h, w) and D of the embedding.
@@ -165,19 +173,21 @@ class Manifest:
         """Read a manifest; `BundleError` names what is missing, unknown or of the wrong type."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except RecursionError:
+            raise BundleError("the manifest is not JSON that fits: too many brackets") from None
+        except ValueError as error:  # of JSON's grammar, or a number of thousands of digits
             raise BundleError(f"the manifest is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise BundleError(f"the manifest is a JSON {type(values).__name__}, not an object")
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise BundleError(
-                f"the bundle has schema version {version!r} and this vitcx reads {SCHEMA_VERSION}: "
-                "export the model again, or install the vitcx that made it"
+                f"the bundle has schema version {shown(version)} and this vitcx reads "
+                f"{SCHEMA_VERSION}: export the model again, or install the vitcx that made it"
             )
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - fields.keys()):
-            raise BundleError(f"the manifest has unknown entries: {', '.join(unknown)}")
+            raise BundleError(f"the manifest has unknown entries: {_names(unknown)}")
         required = {
             name
             for name, f in fields.items()
@@ -196,21 +206,44 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return None if value is None else _typed(name, value, args[0])
     if origin is tuple:
         if not isinstance(value, list):
-            raise BundleError(f"the manifest's {name} is {value!r}, not a list")
+            raise BundleError(f"the manifest's {name} is {shown(value)}, not a list")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise BundleError(f"the manifest's {name} has {len(value)} entries, not {len(args)}")
         return tuple(_typed(name, item, args[0]) for item in value)
     if hint is str or hint is int:
         if type(value) is not hint:
-            raise BundleError(f"the manifest's {name} is {value!r}, not {hint.__name__}")
+            raise BundleError(f"the manifest's {name} is {shown(value)}, not {hint.__name__}")
+        if isinstance(value, str) and not _is_text(value):
+            raise BundleError(f"the manifest's {name} is {shown(value)}, which is no valid text")
         return value
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BundleError(f"the manifest's {name} is {value!r}, not a number")
-        return float(value)
+            raise BundleError(f"the manifest's {name} is {shown(value)}, not a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise BundleError(f"the manifest's {name} is too large a number") from None
     if not isinstance(value, dict):
-        raise BundleError(f"the manifest's {name} is {value!r}, not an object")
-    return {str(key): _typed(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+        raise BundleError(f"the manifest's {name} is {shown(value)}, not an object")
+    return {
+        _typed(name, key, str): _typed(f"{name}.{_names([key])}", item, args[1])
+        for key, item in value.items()
+    }
+
+
+def _is_text(value: str) -> bool:
+    """Whether it holds no half of a surrogate pair, which nothing can write or print."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names(names: Sequence[str]) -> str:
+    """Some names of the file for a message: few, short and printable."""
+    few = [shown(name)[1:-1] for name in names[:_MOST_NAMES]]
+    return ", ".join(few) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def _problems(m: Manifest) -> typing.Iterator[str]:
@@ -230,19 +263,33 @@ def _problems(m: Manifest) -> typing.Iterator[str]:
             f"{' or '.join(HEADS[m.head])}"
         )
     if not m.mean or len(m.mean) != len(m.std):
-        yield f"mean {m.mean} and std {m.std} are not one each for a channel"
+        yield f"mean {shown(m.mean)} and std {shown(m.std)} are not one each for a channel"
+    height, width = m.input_size
     if min(m.input_size) < 1 or min(m.grid) < 1 or m.channels < 1:
-        yield f"input {m.input_size}, grid {m.grid} and {m.channels} channels must be positive"
-    elif m.grid[0] > m.input_size[0] or m.grid[1] > m.input_size[1]:
+        yield (
+            f"input {shown(m.input_size)}, grid {shown(m.grid)} and {shown(m.channels)} channels "
+            "must be positive"
+        )
+    elif (
+        max(m.input_size) > MAX_SIDE
+        or max(m.input_channels * height * width, m.channels * math.prod(m.grid)) > MAX_VALUES
+    ):
+        yield (
+            f"input {shown(m.input_size)}, grid {shown(m.grid)} and {shown(m.channels)} channels "
+            "are larger than any model's"
+        )
+    elif m.grid[0] > height or m.grid[1] > width:
         yield f"the patch grid {m.grid} is finer than the input {m.input_size}"
     if not m.class_names:
         yield "class_names is empty"
-    if not 0 < m.crop_fraction <= 1:
-        yield f"crop_fraction is {m.crop_fraction}, not in (0, 1]"
+    if not LEAST_CROP <= m.crop_fraction <= 1:
+        yield f"crop_fraction is {m.crop_fraction}, not in [{LEAST_CROP}, 1]"
     if not 0 <= m.distance_threshold <= 1:
         yield f"distance_threshold is {m.distance_threshold}, not in [0, 1]"
-    if not all(map(math.isfinite, (*m.mean, *m.std))) or min(m.std, default=0) <= 0:
-        yield f"mean {m.mean} and std {m.std} must be finite, std positive"
+    if not all(abs(value) <= MAX_SCALE for value in m.mean):
+        yield f"mean is {shown(m.mean)}, not all between -{MAX_SCALE:g} and {MAX_SCALE:g}"
+    if not all(1 / MAX_SCALE <= value <= MAX_SCALE for value in m.std):
+        yield f"std is {shown(m.std)}, not all between {1 / MAX_SCALE:g} and {MAX_SCALE:g}"
     if MODEL_NAME not in m.files:
         yield f"files does not list {MODEL_NAME}"
     for name in m.files:
@@ -289,7 +336,7 @@ def read_bundle(path: str | Path) -> Bundle:
     ------
     BundleError
         If the folder, its manifest or a file is missing, does not fit the schema, or does not have
-        the digest that the manifest gives.
+        the digest that the manifest gives; or if a graph keeps weights in a file without a digest.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -297,20 +344,11 @@ def read_bundle(path: str | Path) -> Bundle:
             f"no bundle at '{folder}': give the folder that 'vitcx export' wrote, or 'demo'"
         )
     try:
-        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        text = read_text(folder / MANIFEST_NAME)
     except FileNotFoundError:
         raise BundleError(
             f"'{folder}' has no {MANIFEST_NAME}: it is not a bundle; make one with 'vitcx export'"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read '{folder / MANIFEST_NAME}': {error}") from None
     manifest = Manifest.from_json(text)
-    for name, digest in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise BundleError(f"the bundle '{folder}' lacks the file '{name}': export it again")
-        if sha256_of(file) != digest:
-            raise BundleError(
-                f"'{file}' is not the file that was exported (its SHA-256 differs): export it again"
-            )
+    check_files(folder, manifest.files)
     return Bundle(folder, manifest)
