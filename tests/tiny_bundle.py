@@ -42,6 +42,7 @@ def write_tiny_bundle(
     *,
     colours: int = 3,
     activation: str = "Softmax",
+    teams: bool = False,
     **fields: Any,
 ) -> Bundle:
     """Write it to `folder`; needs the module onnx.
@@ -50,6 +51,8 @@ def write_tiny_bundle(
     ----------
     colours : channels of the input.
     activation : ONNX operator after the logits.
+    teams : also write the graph that scores teams; the tokens are a prefix token, which counts for
+        nothing, and the patches'.
     fields : of the manifest, that are not the usual ones.
     """
     import onnx
@@ -68,19 +71,51 @@ def write_tiny_bundle(
         helper.make_node(activation, ["logits"], ["probabilities"]),
     ]
     value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [value("images", TensorProto.FLOAT, ["batch", colours, SIZE, SIZE])],
-        [
-            value("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
-            value("embedding", TensorProto.FLOAT, ["batch", CHANNELS, grid, grid]),
-        ],
-        [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(head, "head")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    outputs = [
+        value("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
+        value("embedding", TensorProto.FLOAT, ["batch", CHANNELS, grid, grid]),
+    ]
+    weights = {"kernel": kernel, "head": head}
+    if teams:
+        nodes += _token_nodes(helper)
+        weights |= {
+            "rows": np.array([0, CHANNELS, grid * grid], np.int64),
+            "padding": np.array([0, 1, 0, 0, 0, 0], np.int64),
+        }
+        outputs.append(value("tokens", TensorProto.FLOAT, ["batch", grid * grid + 1, CHANNELS]))
+        fields.setdefault("token_grid", (grid, grid))
+
+    def save(name: str, *graph: Any) -> None:
+        model = helper.make_model(
+            helper.make_graph(*graph),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=10,
+        )
+        onnx.save(model, str(folder / name))
+
+    def tensors(values: dict[str, np.ndarray]) -> list[Any]:
+        return [numpy_helper.from_array(array, name) for name, array in values.items()]
+
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(folder / "model.onnx"))
+    pixels = value("images", TensorProto.FLOAT, ["batch", colours, SIZE, SIZE])
+    save("model.onnx", nodes, "tiny", [pixels], outputs, tensors(weights))
+    names = ["model.onnx"]
+    if teams:
+        names.append("teams.onnx")
+        inputs = [
+            value("tokens", TensorProto.FLOAT, ["images", grid * grid + 1, CHANNELS]),
+            value("pictures", TensorProto.INT64, ["batch"]),
+            value("patches", TensorProto.INT64, ["batch", "kept"]),
+        ]
+        known = {"head": head, "one": np.array([1], np.int64), "last": np.array([-1], np.int64)}
+        save(
+            "teams.onnx",
+            _team_nodes(helper, activation),
+            "teams",
+            inputs,
+            outputs[:1],
+            tensors(known),
+        )
     manifest = make_manifest(
         model_name="tiny",
         source="random weights, for tests",
@@ -89,13 +124,36 @@ def write_tiny_bundle(
         grid=(grid, grid),
         channels=CHANNELS,
         class_names=("ant", "bee", "cat", "dog", "elk"),
-        files={"model.onnx": sha256_of(folder / "model.onnx")},
+        files={name: sha256_of(folder / name) for name in names},
         mean=(0.5,) * colours,
         std=(0.25,) * colours,
         **fields,
     )
     write_manifest(folder, manifest)
     return read_bundle(folder)
+
+
+def _token_nodes(helper: Any) -> list[Any]:
+    """The embedding as tokens, behind a prefix token of zeros."""
+    return [
+        helper.make_node("Reshape", ["embedding", "rows"], ["flat_patches"]),
+        helper.make_node("Transpose", ["flat_patches"], ["patch_tokens"], perm=[0, 2, 1]),
+        helper.make_node("Pad", ["patch_tokens", "padding"], ["tokens"]),
+    ]
+
+
+def _team_nodes(helper: Any, activation: str) -> list[Any]:
+    """The rectified mean over the patches of each row, and the classes it gives."""
+    return [
+        helper.make_node("Gather", ["tokens", "pictures"], ["own"], axis=0),
+        helper.make_node("Add", ["patches", "one"], ["places"]),
+        helper.make_node("Unsqueeze", ["places", "last"], ["indices"]),
+        helper.make_node("GatherND", ["own", "indices"], ["kept"], batch_dims=1),
+        helper.make_node("Relu", ["kept"], ["active"]),
+        helper.make_node("ReduceMean", ["active", "one"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head"], ["logits"]),
+        helper.make_node(activation, ["logits"], ["probabilities"]),
+    ]
 
 
 def add_encoder(bundle: Bundle, encoder: Bundle) -> Bundle:

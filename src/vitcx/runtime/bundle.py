@@ -32,8 +32,13 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENCODER_NAME = "encoder.onnx"
+TEAMS_NAME = "teams.onnx"
+# What graphs keep in common, where there are several.
+WEIGHTS_NAME = "weights.data"
 # The graph's tensors: what it takes, and what it gives.
 INPUT, PROBABILITIES, EMBEDDING = "images", "probabilities", "embedding"
+# Those of the graph that scores teams; what encodes gives the tokens.
+TOKENS, PICTURES, PATCHES = "tokens", "pictures", "patches"
 
 LAYERS = ("norm1", "attn", "block")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -311,6 +316,16 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.path / self.graph_name
+
+    @property
+    def has_teams(self) -> bool:
+        """Whether it has a graph that scores teams of patches by their tokens."""
+        return self.manifest.token_grid is not None
+
+    @property
+    def teams_path(self) -> Path:
+        """The graph that scores teams, where `has_teams`."""
+        return self.path / TEAMS_NAME
 
     @property
     def encoder(self) -> Bundle:

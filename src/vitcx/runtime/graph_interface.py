@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
+from vitcx.runtime.bundle import (
+    EMBEDDING,
+    INPUT,
+    PATCHES,
+    PICTURES,
+    PROBABILITIES,
+    TOKENS,
+    Bundle,
+    Manifest,
+)
 from vitcx.runtime.errors import BundleError
+
+# A size that may be anything.
+ANY = -1
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class GraphTensor:
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
+        sizes = ", ".join("any" if size in (None, ANY) else str(size) for size in self.shape)
         return f"'{self.name}' {self.dtype} ({sizes})"
 
 
@@ -48,6 +60,33 @@ def interface_of(manifest: Manifest) -> Interface:
             GraphTensor(EMBEDDING, "float32", (None, manifest.channels, *manifest.grid)),
         ),
     )
+
+
+def interface_of_teams(manifest: Manifest) -> Interface:
+    """That of ``teams.onnx``; the manifest does not say how many tokens there are, and how wide."""
+    return Interface(
+        inputs=(
+            GraphTensor(TOKENS, "float32", (None, ANY, ANY)),
+            GraphTensor(PICTURES, "int64", (None,)),
+            GraphTensor(PATCHES, "int64", (None, None)),
+        ),
+        outputs=(GraphTensor(PROBABILITIES, "float32", (None, manifest.num_classes)),),
+    )
+
+
+def interfaces_of(bundle: Bundle) -> tuple[Interface, Interface, Interface | None]:
+    """What is expected of the graph that scores, the one that encodes, and the one for teams.
+
+    The first two may be the same graph. The one that encodes gives tokens too where there are
+    teams.
+    """
+    plain = interface_of(bundle.manifest)
+    if not bundle.has_teams:
+        return plain, plain, None
+    tokens = GraphTensor(TOKENS, "float32", (None, ANY, ANY))
+    encodes = Interface(plain.inputs, (*plain.outputs, tokens))
+    scores = encodes if bundle.encoder is bundle else plain
+    return scores, encodes, interface_of_teams(bundle.manifest)
 
 
 def check_interface(
@@ -94,7 +133,9 @@ def _fits(found: GraphTensor, expected: GraphTensor, all_sizes_known: bool) -> b
     if found.dtype != expected.dtype or len(found.shape) != len(expected.shape):
         return False
     return all(
-        (size is None and (wanted is None or not all_sizes_known)) or size == wanted
+        wanted == ANY
+        or (size is None and (wanted is None or not all_sizes_known))
+        or size == wanted
         for size, wanted in zip(found.shape, expected.shape, strict=True)
     )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS
 from vitcx.runtime.errors import BundleError, EngineError
-from vitcx.runtime.graph_interface import check_interface, interface_of
+from vitcx.runtime.graph_interface import Interface, check_interface, interfaces_of
 from vitcx.runtime.onnx_runtime import import_onnxruntime, interface_of_session
 
 # Each batch ends with passes that wait for the last one, which costs more of a short batch: on 2
@@ -40,37 +42,34 @@ class OnnxRuntimeSession(CpuSession):
         ort = import_onnxruntime()
         # Of a pass: its own thread, and those that are left over, which the passes share.
         each = self.threads - self.passes + 1
-        self._scorer = self._encoder = _open(ort, bundle, each)
+        scores, encodes, teams = interfaces_of(bundle)
+        self._scorer = self._encoder = _open(ort, bundle, bundle.model_path, scores, each)
         if bundle.encoder is not bundle:
-            self._encoder = _open(ort, bundle.encoder, each)
+            self._encoder = _open(ort, bundle.encoder, bundle.encoder.model_path, encodes, each)
+        if teams is not None:
+            self._team_scorer = _open(ort, bundle, bundle.teams_path, teams, each)
 
-    def _run_encoder(self, engine: Any, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = engine.run([PROBABILITIES, EMBEDDING], {INPUT: images})
-        return probabilities, embedding
-
-    def _run_scorer(self, engine: Any, images: FloatArray) -> FloatArray:
-        probabilities: FloatArray = engine.run([PROBABILITIES], {INPUT: images})[0]
-        return probabilities
+    def _run(
+        self, engine: Any, feeds: Mapping[str, NDArray[Any]], *outputs: str
+    ) -> list[FloatArray]:
+        answers: list[FloatArray] = engine.run(list(outputs), dict(feeds))
+        return answers
 
 
-def _open(ort: Any, bundle: Bundle, threads: int) -> Any:
-    """ONNX Runtime's session of a bundle's graph."""
+def _open(ort: Any, bundle: Bundle, graph: Path, expected: Interface, threads: int) -> Any:
+    """ONNX Runtime's session of one of a bundle's graphs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
-        session = ort.InferenceSession(
-            str(bundle.model_path), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exception types have no common base
         if bundle.manifest.precision == "bf16":
             raise EngineError(
                 f"'{bundle.path}' is in bf16, and ONNX Runtime has no bfloat16 on the CPU: "
                 "export it in fp32, fp16 or int8, or use another engine"
             ) from None
-        raise BundleError(f"ONNX Runtime cannot load '{bundle.model_path}': {error}") from None
-    check_interface(
-        f"'{bundle.model_path}'", interface_of_session(session), interface_of(bundle.manifest)
-    )
+        raise BundleError(f"ONNX Runtime cannot load '{graph}': {error}") from None
+    check_interface(f"'{graph}'", interface_of_session(session), expected)
     return session

@@ -9,18 +9,19 @@ slowly than float32, or leave it at float32.
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
-from vitcx.runtime.graph_interface import GraphTensor, Interface, check_interface, interface_of
+from vitcx.runtime.graph_interface import GraphTensor, Interface, check_interface, interfaces_of
 
 FloatArray = NDArray[np.float32]
 
@@ -101,26 +102,34 @@ class OpenVinoSession(CpuSession):
         self.precision = precision
         self.encoder_precision = "float32"
 
-        def compiled(graph: Bundle, computed_in: str) -> _Model:
-            return _Model(openvino, core, graph, computed_in, self.threads, self.passes)
+        def compiled(graph: Path, expected: Interface, computed_in: str) -> _Model:
+            return _Model(openvino, core, graph, expected, computed_in, self.threads, self.passes)
 
-        self._scorer = self._encoder = compiled(bundle, precision)
+        scores, encodes, teams = interfaces_of(bundle)
+        self._scorer = self._encoder = compiled(bundle.model_path, scores, precision)
         if bundle.encoder is not bundle or precision != "float32":
-            self._encoder = compiled(bundle.encoder, "float32")
+            self._encoder = compiled(bundle.encoder.model_path, encodes, "float32")
+        if teams is not None:
+            self._team_scorer = compiled(bundle.teams_path, teams, precision)
 
-    def _run_encoder(self, engine: _Model, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = engine.run(images, PROBABILITIES, EMBEDDING)
-        return probabilities, embedding
-
-    def _run_scorer(self, engine: _Model, images: FloatArray) -> FloatArray:
-        return engine.run(images, PROBABILITIES)[0]
+    def _run(
+        self, engine: _Model, feeds: Mapping[str, NDArray[Any]], *outputs: str
+    ) -> list[FloatArray]:
+        return engine.run(feeds, *outputs)
 
 
 class _Model:
     """A graph that OpenVINO has compiled; each thread that runs it has a request of its own."""
 
     def __init__(
-        self, openvino: Any, core: Any, bundle: Bundle, precision: str, threads: int, passes: int
+        self,
+        openvino: Any,
+        core: Any,
+        graph: Path,
+        expected: Interface,
+        precision: str,
+        threads: int,
+        passes: int,
     ) -> None:
         self._openvino = openvino
         settings: dict[str, Any] = {
@@ -131,15 +140,13 @@ class _Model:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            model = core.read_model(str(bundle.model_path))
+            model = core.read_model(str(graph))
             check_interface(
-                f"'{bundle.model_path}'",
-                Interface(_tensors(model.inputs), _tensors(model.outputs)),
-                interface_of(bundle.manifest),
+                f"'{graph}'", Interface(_tensors(model.inputs), _tensors(model.outputs)), expected
             )
             self._model: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise BundleError(f"OpenVINO cannot load '{bundle.model_path}': {error}") from None
+            raise BundleError(f"OpenVINO cannot load '{graph}': {error}") from None
         taken = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if taken != _HINTS[precision]:
             raise EngineError(
@@ -148,11 +155,15 @@ class _Model:
             )
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], *outputs: str) -> list[FloatArray]:
         with self._request() as request:
-            # Read where it lies: the rows are this thread's until the request is done.
-            tensor = self._openvino.Tensor(np.ascontiguousarray(images), shared_memory=True)
-            request.infer({INPUT: tensor})
+            # Read where they lie: the rows are this thread's until the request is done.
+            request.infer(
+                {
+                    name: self._openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+                    for name, array in feeds.items()
+                }
+            )
             # Copies: the request is another thread's next.
             return [np.array(request.get_tensor(name).data, np.float32) for name in outputs]
 
@@ -172,7 +183,9 @@ def _tensors(ports: Any) -> tuple[GraphTensor, ...]:
         GraphTensor(
             port.get_any_name(),
             # OpenVINO's names of the others are near enough to be understood.
-            {"f32": "float32"}.get(name := port.get_element_type().get_type_name(), name),
+            {"f32": "float32", "i64": "int64"}.get(
+                name := port.get_element_type().get_type_name(), name
+            ),
             tuple(
                 size.get_length() if size.is_static else None for size in port.get_partial_shape()
             ),
