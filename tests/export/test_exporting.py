@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.export import tiny
 from vitcx.export import ModelSpec, export_model, exporting
-from vitcx.export.graph import parity, to_onnx
+from vitcx.export.graph import parity, team_graph, to_onnx
 from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.digests import sha256_of
@@ -48,9 +48,11 @@ def test_the_manifest_of_a_vit(vit_bundle: Bundle) -> None:
     assert (m.crop_fraction, m.crop_mode, m.interpolation) == (0.9, "center", "bicubic")
     assert m.class_names == tuple(f"class {i}" for i in range(tiny.CLASSES))
     assert m.distance_threshold == 0.1
-    assert m.files == {"model.onnx": sha256_of(vit_bundle.model_path)}
+    files = ["model.onnx", "teams.onnx", "weights.data"]
+    assert m.files == {name: sha256_of(vit_bundle.path / name) for name in files}
+    assert m.token_grid == (4, 4)
     assert {"torch", "timm", "onnx"} <= m.versions.keys()
-    assert sorted(p.name for p in vit_bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+    assert sorted(p.name for p in vit_bundle.path.iterdir()) == ["manifest.json", *files]
     assert [p.name for p in vit_bundle.path.parent.iterdir()] == [vit_bundle.path.name]
 
 
@@ -170,8 +172,8 @@ def quick(custom: tuple[nn.Module, ModelSpec], monkeypatch: pytest.MonkeyPatch) 
         (folder / "model.onnx").write_bytes(b"graph")
         return ("model.onnx",)
 
-    monkeypatch.setattr(to_onnx, "write_onnx", write)
-    monkeypatch.setattr(parity, "check_parity", lambda *arguments: {})
+    monkeypatch.setattr(team_graph, "write_onnx", write)
+    monkeypatch.setattr(team_graph, "check_parity", lambda *arguments: {})
     yield lambda out, **options: export_model(model, out, spec=spec, **options)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -198,7 +200,7 @@ def test_a_failed_check_leaves_what_was_there(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(parity, "check_parity", fail)
+    monkeypatch.setattr(team_graph, "check_parity", fail)
     with pytest.raises(type(error)):
         quick(tmp_path / "bundle", force=True)
     assert [p.name for p in tmp_path.iterdir()] == (["bundle"] if occupied else [])

@@ -88,6 +88,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="fused: one ONNX node each, for GPU engines; slower on the CPU.",
 )
 @click.option(
+    "--teams/--no-teams",
+    default=None,
+    help="Write the graph that scores teams of patches by their tokens; default: where the model "
+    "allows it.",
+)
+@click.option(
     "--check-image",
     "check_images",
     multiple=True,
@@ -119,6 +125,7 @@ def command(
     precision: str,
     encoder: str,
     attention: str,
+    teams: bool | None,
     check_images: tuple[Path, ...],
     engine: str | None,
     capabilities: tuple[str, ...],
@@ -147,6 +154,7 @@ def command(
             precision=precision,
             encoder=encoder,
             attention=attention,
+            teams=teams,
             check_images=check_images,
             force=force,
             # Nothing where stderr is no terminal: --verbose logs the steps.
@@ -165,6 +173,8 @@ def command(
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"
     )
+    if not bundle.has_teams and teams is None:
+        click.echo("this model needs every patch in place: teams are asked in pixels")
     if figures := m.precision_figures:
         say(
             f"{m.precision} against fp32 on {figures['images']:.0f} images, of which "

@@ -18,7 +18,6 @@ from vitcx.runtime.bundle import (
     ENCODERS,
     LAYERS,
     MANIFEST_NAME,
-    MODEL_NAME,
     Bundle,
     Manifest,
     read_bundle,
@@ -49,6 +48,7 @@ def export_model(
     precision: str = "fp32",
     encoder: str = "fp32",
     attention: str = "plain",
+    teams: bool | None = None,
     check_images: Sequence[str | Path] = (),
     force: bool = False,
     report: Callable[[str], None] | None = None,
@@ -78,6 +78,8 @@ def export_model(
         smaller, and other masks.
     attention : "plain", or "fused": each attention one ONNX node (opset 23) for GPU engines. ONNX
         Runtime's CPU provider is slower with it.
+    teams : whether to write the graph that scores teams of patches by their tokens alone; None:
+        where the model allows it.
     check_images : photographs to compare on, beside noise and drawn scenes. A reduced precision is
         measured on them alone; some twenty make figures worth having.
     force : replace a bundle at `out`.
@@ -117,8 +119,10 @@ def export_model(
 
     from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
     from vitcx.export.graph.last_block import prefix_tokens_only
-    from vitcx.export.graph.parity import FLOAT32, check_parity
-    from vitcx.export.graph.to_onnx import ATTENTION_OPSETS, write_onnx
+    from vitcx.export.graph.parity import FLOAT32
+    from vitcx.export.graph.shared_weights import share_weights
+    from vitcx.export.graph.team_graph import choose_teams, compare_graphs, write_graphs
+    from vitcx.export.graph.to_onnx import ATTENTION_OPSETS
     from vitcx.export.precision.formats import find_precision
     from vitcx.export.precision.measuring import measure_figures
     from vitcx.export.precision.reduced import write_reduced
@@ -162,6 +166,8 @@ def export_model(
     try:
         probabilities, embedding = _dry_run(wrapped, preprocessing.input_size)
         resolved = resolve_class_names(names, module, probabilities.shape[1])
+        say("looking for teams of tokens")
+        asked = choose_teams(wrapped, preprocessing.input_size, teams, say)
         with _folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
             exact = folder if chosen.write is None else folder.parent / "fp32"
@@ -173,9 +179,11 @@ def export_model(
                 if attention == "plain"
                 else contextlib.nullcontext()
             ):
-                write_onnx(wrapped, preprocessing.input_size, exact, attention)
+                write_graphs(wrapped, asked, preprocessing.input_size, exact, attention)
+            if asked is not None and exact is folder:
+                share_weights(folder)
             say("comparing with torch")
-            parity = check_parity(exact / MODEL_NAME, wrapped, preprocessing, FLOAT32, pictures)
+            parity = compare_graphs(exact, wrapped, asked, preprocessing, FLOAT32, pictures)
             manifest = Manifest(
                 **asdict(preprocessing),
                 model_name=name,
@@ -184,12 +192,15 @@ def export_model(
                 layer_path=site.path,
                 grid=(embedding.shape[2], embedding.shape[3]),
                 channels=embedding.shape[1],
+                token_grid=None if asked is None else asked.grid,
                 class_names=resolved,
                 distance_threshold=site.distance_threshold,
                 opset=ATTENTION_OPSETS[attention],
                 precision="fp32",
                 # A reduced precision's float32 graph is measured against, and not kept as it lies.
-                files=_digests(folder) if exact is folder else {MODEL_NAME: ""},
+                files=_digests(folder)
+                if exact is folder
+                else {file.name: "" for file in exact.iterdir()},
                 parity=parity,
                 versions=_versions(),
             )
@@ -197,11 +208,12 @@ def export_model(
                 say(f"converting to {precision}")
                 runnable = write_reduced(chosen, exact, folder, folder.parent, encoder)
                 say(f"comparing {precision} with torch")
-                rough = check_parity(
-                    runnable / MODEL_NAME, wrapped, preprocessing, chosen.tolerance, pictures
+                rough = compare_graphs(
+                    runnable, wrapped, asked, preprocessing, chosen.tolerance, pictures
                 )
                 if encoder == "fp32":  # the embedding is the float32 graph's
-                    rough |= {k: v for k, v in parity.items() if k.startswith("embedding")}
+                    exactly = ("embedding", "tokens")
+                    rough |= {k: v for k, v in parity.items() if k.startswith(exactly)}
                 reference = Bundle(exact, manifest)
                 manifest = replace(
                     manifest, precision=precision, files=_digests(folder), parity=rough

@@ -6,6 +6,12 @@ head's softmax or sigmoid (or scores that are no probabilities: the manifest's `
 ``embedding`` (B,D,h,w) float32: channels first, prefix tokens dropped, window partitions undone. So
 the runtime knows nothing of model families.
 
+``teams.onnx``, where the model allows it, scores teams: patches kept by their tokens, the others
+left out. It takes ``tokens`` (P,T,W) float32 of P pictures, which ``model.onnx`` gives as a third
+output, the picture of each row ``pictures`` (B,) int64, and the ``patches`` (B,n) int64 that the
+row keeps, counted row by row in the manifest's `token_grid`; it gives ``probabilities`` (B,C). Both
+graphs have their weights in ``weights.data``.
+
 In a reduced precision there is ``encoder.onnx`` too, the same model in float32. It runs once for a
 picture and gives the masks; ``model.onnx`` scores them. Clusters are cut at a threshold, so an
 embedding that is off by a little can give other masks, and with them another map.
@@ -171,7 +177,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as JSON text, two-space indented, in the order of the attributes."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -297,6 +304,12 @@ def _problems(m: Manifest) -> typing.Iterator[str]:
         yield f"std is {shown(m.std)}, not all between {1 / MAX_SCALE:g} and {MAX_SCALE:g}"
     if MODEL_NAME not in m.files:
         yield f"files does not list {MODEL_NAME}"
+    if (m.token_grid is not None) != (TEAMS_NAME in m.files):
+        yield f"token_grid is {m.token_grid} and files does " + (
+            f"list {TEAMS_NAME}" if TEAMS_NAME in m.files else f"not list {TEAMS_NAME}"
+        )
+    elif m.token_grid is not None and min(m.token_grid) < 1:
+        yield f"token_grid is {m.token_grid}, not positive"
     for name in m.files:
         if Path(name).name != name or name in ("", ".", "..", MANIFEST_NAME):
             yield f"files lists {name!r}, which is not a plain file name"

@@ -155,7 +155,7 @@ class WithEmbedding(nn.Module):
 
     Parameters
     ----------
-    model : maps images to logits (B,C). It is put into evaluation mode, and carries a forward hook
+    model : maps images to logits (B,C). It is put into evaluation mode, and carries forward hooks
         until `close`.
     site : where its embedding is.
     """
@@ -164,13 +164,20 @@ class WithEmbedding(nn.Module):
         super().__init__()
         self.model = model
         self.arrange = site.arrange
-        self._captured = _Captured()
-        self._hook = model.get_submodule(site.path).register_forward_hook(self._captured)
+        self._captured, self._tokens = _Captured(), _Captured()
+        self._hooks = [model.get_submodule(site.path).register_forward_hook(self._captured)]
+        self._gives_tokens = False
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def give_tokens(self, first_block: nn.Module) -> None:
+        """Give a third output from now on: the tokens (B,T,W) float32 that `first_block` takes."""
+        self._hooks.append(first_block.register_forward_pre_hook(self._tokens))
+        self._gives_tokens = True
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self._captured.outputs
         outputs.clear()
+        self._tokens.outputs.clear()
         logits = self.model(images)
         if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
             raise InputError(
@@ -183,16 +190,22 @@ class WithEmbedding(nn.Module):
                 "that returns them"
             )
         embedding = self.arrange(outputs.pop())
-        return torch.softmax(logits.float(), dim=-1), embedding.float().contiguous()
+        given = torch.softmax(logits.float(), dim=-1), embedding.float().contiguous()
+        if not self._gives_tokens:
+            return given
+        ((tokens, *_),) = self._tokens.outputs
+        return *given, tokens.float()
 
     def close(self) -> None:
-        """Take the hook off the model, which is the caller's. Twice is fine."""
-        self._hook.remove()
+        """Take the hooks off the model, which is the caller's. Twice is fine."""
+        for hook in self._hooks:
+            hook.remove()
         self._captured.outputs.clear()
+        self._tokens.outputs.clear()
 
 
 class _Captured:
-    """A forward hook that keeps what the module gave.
+    """A forward hook that keeps what the module gave, or took.
 
     An object of its own: torch.export puts copies in the place of a module's lists and dicts, and
     the hook would go on filling the original.
@@ -201,8 +214,8 @@ class _Captured:
     def __init__(self) -> None:
         self.outputs: list[Any] = []
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.outputs.append(output)
+    def __call__(self, module: nn.Module, *values: Any) -> None:
+        self.outputs.append(values[-1])  # a hook before the pass is given the inputs alone
 
 
 def _hierarchical_site(stages: Any, layer: str, stage: int | None, block: int) -> Site:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import nn
 
 from vitcx.export.graph.window_attention import windows_as_heads
 from vitcx.export.quiet import only_errors_from
-from vitcx.runtime.bundle import EMBEDDING, INPUT, MODEL_NAME, PROBABILITIES
+from vitcx.runtime.bundle import (
+    EMBEDDING,
+    INPUT,
+    MODEL_NAME,
+    PATCHES,
+    PICTURES,
+    PROBABILITIES,
+    TEAMS_NAME,
+    TOKENS,
+)
 from vitcx.runtime.errors import InputError
 
 # How an attention is written -> opset of the graph. "plain" takes it apart into products and a
@@ -27,13 +36,20 @@ _ONE_FILE_BYTES = 2_000_000_000
 # The version of the file format that came with opset 23; torch writes an older one.
 _FUSED_IR_VERSION = 11
 # Said by torch to itself while it exports; none is about the model.
-_TORCH_CHATTER = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+_TORCH_CHATTER = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"# The axis name: \w+ will not be used",  # two inputs have the same batch
+)
 # Warns of nodes that it leaves as they are.
 _CHATTING_LOGGER = "onnxscript.optimizer._constant_folding"
 
 
 def write_onnx(
-    module: nn.Module, input_size: tuple[int, int], folder: Path, attention: str = "plain"
+    module: nn.Module,
+    input_size: tuple[int, int],
+    folder: Path,
+    attention: str = "plain",
+    outputs: Sequence[str] = OUTPUTS,
 ) -> tuple[str, ...]:
     """Write `module` to ``model.onnx`` in `folder`, with external data only above 2 GB.
 
@@ -43,6 +59,7 @@ def write_onnx(
     input_size : (H, W) in pixels; only the batch is dynamic.
     folder : exists.
     attention : "plain" or "fused", which needs torch's `scaled_dot_product_attention`.
+    outputs : names of what the module gives.
 
     Returns
     -------
@@ -56,15 +73,60 @@ def write_onnx(
     """
     # Two images: torch would take a batch of one for a constant.
     images = torch.zeros(2, 3, *input_size)
+    axes = ({0: torch.export.Dim("batch")},)
+    program = _export(module, {INPUT: images}, axes, outputs, attention)
+    save_graph(program.model, folder / MODEL_NAME)
+    return tuple(sorted(file.name for file in folder.iterdir()))
+
+
+def write_teams_onnx(
+    teams: nn.Module, tokens: tuple[int, int], prefix: int, folder: Path, attention: str = "plain"
+) -> None:
+    """Write the graph that scores teams to ``teams.onnx`` in `folder`.
+
+    Parameters
+    ----------
+    teams : tokens (P,T,W), pictures (B,) and patches (B,n) to probabilities (B,C); P, B and n are
+        the graph's dynamic axes.
+    tokens : (T, W).
+    prefix : how many of the T are no patches; at least two are.
+    folder : exists.
+    attention : as in `write_onnx`.
+
+    Raises
+    ------
+    InputError
+        As `write_onnx` does.
+    """
+    kept = max(2, (tokens[0] - prefix) // 2)
+    examples = {
+        TOKENS: torch.zeros(2, *tokens),
+        PICTURES: torch.tensor([0, 1, 1]),
+        PATCHES: torch.arange(kept).repeat(3, 1),
+    }
+    batch, count, size = (torch.export.Dim(name) for name in ("batch", "count", "size"))
+    axes = ({0: count}, {0: batch}, {0: batch, 1: size})
+    program = _export(teams, examples, axes, (PROBABILITIES,), attention)
+    save_graph(program.model, folder / TEAMS_NAME)
+
+
+def _export(
+    module: nn.Module,
+    examples: dict[str, torch.Tensor],
+    axes: Sequence[Any],
+    outputs: Sequence[str],
+    attention: str,
+) -> Any:
+    """torch's ONNX program of `module`, without what an engine has no use for."""
     try:
         with _without_chatter(), torch.no_grad(), _attention_of(module, attention):
             program = torch.onnx.export(
                 module,
-                (images,),
+                tuple(examples.values()),
                 dynamo=True,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(examples),
+                output_names=list(outputs),
+                dynamic_shapes=tuple(axes),
                 opset_version=ATTENTION_OPSETS[attention],
                 verbose=False,
             )
@@ -86,13 +148,15 @@ def write_onnx(
         program.model.ir_version = max(program.model.ir_version, _FUSED_IR_VERSION)
     _drop_empty_pads(program.model.graph)
     _drop_traces(program.model)
-    save_graph(program.model, folder / MODEL_NAME)
-    return tuple(sorted(file.name for file in folder.iterdir()))
+    return program
 
 
 def save_graph(model: Any, path: Path) -> None:
     """Write an onnx_ir model to `path`, its weights beside it in ``PATH.data`` only above 2 GB."""
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if is_large(model) else None)
+    if is_large(model):
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+    else:  # weights that lie in a file elsewhere come with it
+        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
 
 
 def is_large(model: Any) -> bool:

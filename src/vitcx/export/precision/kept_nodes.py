@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vitcx.runtime.bundle import EMBEDDING
+
 # Sums of many terms, exponentials, and what divides by them. The LayerNorm of a ViT in float16
 # ruins its accuracy on TensorRT (NVIDIA/TensorRT issues 2709, 2564, 4723).
 KEPT_OPS = frozenset(
@@ -65,9 +67,12 @@ def classifier_nodes(graph: Any) -> set[Any]:
 
 
 def layout_nodes(graph: Any) -> set[Any]:
-    """The nodes that only lay out the embedding: between its layer and the graph's output."""
+    """The nodes that only lay out the embedding: between its layer and the graph's output.
+
+    A graph that scores teams gives none.
+    """
     nodes: set[Any] = set()
-    waiting = [graph.outputs[1].producer()]
+    waiting = [output.producer() for output in graph.outputs if output.name == EMBEDDING]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in nodes and node.op_type in MOVES:

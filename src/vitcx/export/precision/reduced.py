@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
 
-from vitcx.export.graph.to_onnx import is_large, save_graph
+from vitcx.export.graph.shared_weights import share_weights
+from vitcx.export.graph.to_onnx import save_graph
 from vitcx.export.precision.formats import Precision
-from vitcx.runtime.bundle import ENCODER_NAME, MODEL_NAME
+from vitcx.runtime.bundle import ENCODER_NAME, MODEL_NAME, TEAMS_NAME
 
 
 def write_reduced(
@@ -20,8 +20,9 @@ def write_reduced(
     Parameters
     ----------
     chosen : the precision; not float32.
-    exact : folder of the float32 graph.
-    folder : gets ``model.onnx`` and, with the encoder "fp32", ``encoder.onnx``.
+    exact : folder of the float32 graphs.
+    folder : gets ``model.onnx``, ``teams.onnx`` if `exact` has it and, with the encoder "fp32",
+        ``encoder.onnx``.
     scratch : folder for what only the measurement needs.
     encoder : one of `ENCODERS`.
 
@@ -32,22 +33,18 @@ def write_reduced(
         itself, or one in `scratch`.
     """
     assert chosen.write is not None
-    chosen.write(exact / MODEL_NAME, folder / MODEL_NAME)
     runnable = folder
     if chosen.write_stand_in is not None:
         runnable = scratch / "stand_in"
         runnable.mkdir()
-        chosen.write_stand_in(folder / MODEL_NAME, runnable / MODEL_NAME)
+    has_teams = (exact / TEAMS_NAME).is_file()
+    for name in (MODEL_NAME, TEAMS_NAME) if has_teams else (MODEL_NAME,):
+        chosen.write(exact / name, folder / name)
+        if chosen.write_stand_in is not None:
+            chosen.write_stand_in(folder / name, runnable / name)
     if encoder == "fp32":
         for place in dict.fromkeys((folder, runnable)):
-            _copy_graph(exact / MODEL_NAME, place / ENCODER_NAME)
+            save_graph(ir.load(exact / MODEL_NAME), place / ENCODER_NAME)
+    if has_teams:
+        share_weights(folder)
     return runnable
-
-
-def _copy_graph(source: Path, target: Path) -> None:
-    """Copy a graph; weights in a file of their own get the name that goes with the new one."""
-    model = ir.load(source)
-    if is_large(model):
-        save_graph(model, target)
-    else:
-        shutil.copyfile(source, target)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitcx.runtime.bundle import INPUT, Bundle
+from vitcx.runtime.bundle import INPUT, TOKENS, Bundle
 from vitcx.runtime.engines.tensorrt import version_8
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import set_targets
@@ -145,6 +145,9 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
             f"'{bundle.model_path}': {'; '.join(reasons[:_MOST_REASONS])}"
             + (f"; and {more} more" if more > 0 else "")
         )
+    for output in [network.get_output(i) for i in range(network.num_outputs)]:
+        if output.name == TOKENS:  # no session on a GPU takes them yet, and each needs a buffer
+            network.unmark_output(output)
     check_interface(
         f"'{bundle.model_path}'",
         interface_of_network(network),
