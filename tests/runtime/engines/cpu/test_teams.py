@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import vitcx
 from tests.tiny_bundle import random_picture, write_tiny_bundle
-from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.bundle import Bundle, write_manifest
 from vitcx.runtime.engines.session import Session, TeamBatch
 from vitcx.runtime.errors import BundleError, InputError
 from vitcx.runtime.explainer import Explainer
@@ -126,7 +127,9 @@ def test_a_graph_of_teams_that_does_not_fit_is_refused(tmp_path: Path, engine: s
     pytest.importorskip("onnx")
     pytest.importorskip(engine)
     other = write_tiny_bundle(tmp_path / "a", teams=True)
-    bundle = write_tiny_bundle(tmp_path / "b", token_grid=(4, 4))
+    bundle = write_tiny_bundle(tmp_path / "b")
     (bundle.path / "teams.onnx").write_bytes(other.teams_path.read_bytes())
+    files = {**bundle.manifest.files, "teams.onnx": other.manifest.files["teams.onnx"]}
+    write_manifest(bundle.path, replace(bundle.manifest, token_grid=(4, 4), files=files))
     with pytest.raises(BundleError, match="tokens"):
         vitcx.load(bundle.path, engine=engine)

@@ -34,8 +34,8 @@ TEAM_ROWS = 2
 class CpuSession(Session):
     """A session whose rows are blended in the host's memory and run in passes side by side.
 
-    A subclass opens its engine and leaves it in `_scorer` and `_encoder`, which may be the same, and,
-    where the bundle has teams, in `_team_scorer`.
+    A subclass opens its engine and leaves it in `_scorer` and `_encoder`, which may be the same,
+    and, where the bundle has teams, in `_team_scorer`.
 
     Parameters
     ----------
