@@ -101,6 +101,15 @@ class Explanation:
         picture = overlay(self.original, self.heatmap(i), self.box, strength)
         return add_caption(picture, self.title(i)) if caption else picture
 
+    def contrast(self, i: int = 0, j: int = 1) -> FloatArray:
+        """Why target `i` and not target `j`: (H,W) float32, the difference of their saliencies.
+
+        The maps are linear in the scores, so this is the map of the difference of the two scores:
+        positive where the picture speaks for `i`, negative where it speaks for `j`. It costs no
+        pass.
+        """
+        return np.asarray(self.saliency[i] - self.saliency[j], dtype=np.float32)
+
     def title(self, i: int = 0) -> str:
         """The name of target `i` and its probability, or its score as a number."""
         score = self.probabilities[self.targets[i]]

@@ -205,6 +205,23 @@ def test_numpys_numbers_are_numbers():
     assert type(chosen.debias) is bool
 
 
+@pytest.mark.parametrize("estimator", ["paper", "teams-difference", "teams-fit"])
+def test_the_contrast_of_two_classes_is_the_map_of_their_difference(estimator):
+    """Asked of a model whose second class scores what the first does more than the second."""
+
+    def forward(images):
+        probabilities, embedding = plain(images)
+        return np.stack([probabilities[:, 0] - probabilities[:, 1]] * 4, axis=1), embedding
+
+    with numpy_explainer() as explainer:
+        both = explainer.explain(picture(SIZE), [0, 1], estimator=estimator)
+        plain = explainer.session.forward
+        explainer.session.forward = forward
+        difference = explainer.explain(picture(SIZE), [0], estimator=estimator)
+    np.testing.assert_allclose(both.contrast(), difference.saliency[0], atol=5 * MAP_TOLERANCE)
+    np.testing.assert_array_equal(both.contrast(1, 0), -both.contrast(0, 1))
+
+
 def test_tokens_that_the_engine_has_not_are_refused():
     with numpy_explainer() as explainer, pytest.raises(InputError, match="scores no tokens"):
         explainer.explain(picture(SIZE), estimator="teams", hidden="tokens")
