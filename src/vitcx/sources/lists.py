@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -33,27 +34,30 @@ def items_of_list(path: Path) -> list[Item]:
     if path.suffix.lower() == ".parquet":
         items = list(_items(_parquet_rows(path), path))
     else:
-        items = list(_items((row for _, row in read_csv(path)), path))
+        with open_csv(path) as (_, rows):
+            items = list(_items((row for _, row in rows), path))
     if not items:
         raise InputError(f"the list '{path}' is empty")
     return items
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a CSV file in UTF-8, with or without a byte order mark, and their lines.
+@contextlib.contextmanager
+def open_csv(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]]:
+    """A CSV file in UTF-8, with or without a byte order mark: its columns; its lines and rows.
 
     Raises
     ------
     InputError
-        If the file is missing, or no such table.
+        If the file is missing or no such table; also while its rows are read.
     """
     try:
         with open_plain(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             reader = csv.DictReader(text)
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            yield list(reader.fieldnames or ()), ((reader.line_num, row) for row in reader)
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{path}' is not a CSV file that can be read ({error})") from None
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
