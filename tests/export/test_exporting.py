@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import vitcx
 from tests.export import tiny
-from vitcx.export import ModelSpec, export_model, exporting
+from vitcx.export import ModelSpec, export_model
+from vitcx.export.folders import folder_in_place_of
 from vitcx.export.graph import parity, team_graph, to_onnx
 from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
 from vitcx.runtime.bundle import Bundle, read_bundle
@@ -167,9 +169,10 @@ def quick(custom: tuple[nn.Module, ModelSpec], monkeypatch: pytest.MonkeyPatch) 
     model, spec = custom
 
     def write(
-        module: nn.Module, size: tuple[int, int], folder: Path, attention: str
+        module: nn.Module, shape: tuple[int, ...], folder: Path, attention: str
     ) -> tuple[str, ...]:
-        (folder / "model.onnx").write_bytes(b"graph")
+        empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+        onnx.save(empty, folder / "model.onnx")
         return ("model.onnx",)
 
     monkeypatch.setattr(team_graph, "write_onnx", write)
@@ -214,7 +217,7 @@ def test_a_bundle_that_cannot_be_put_in_place_gives_way_to_the_old_one(tmp_path:
     (target / "old").touch()
 
     def replace() -> None:
-        with exporting._folder_in_place_of(target) as folder:
+        with folder_in_place_of(target) as folder:
             folder.rmdir()  # so that the last step fails
 
     with pytest.raises(FileNotFoundError):
@@ -246,6 +249,12 @@ def test_folders_that_are_taken(quick: Any, tmp_path: Path) -> None:
     [
         ({"layer": "mlp"}, "layer is 'mlp', expected one of norm1, attn, block"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"head": "argmax"}, "head is 'argmax'"),
+        ({"mean": (0.1, 0.2)}, "mean has 2 numbers, and the model takes 3"),
+        ({"std": (0.0,)}, "std is .*, expected numbers above 0"),
+        ({"mean": (float("nan"),)}, "mean is .*, expected finite numbers"),
+        ({"crop": 1.5}, r"crop is 1.5, expected a share in \(0, 1\] or squash"),
+        ({"interpolation": "magic"}, "interpolation is 'magic', expected one of nearest"),
         ({"img_size": 0}, "img_size is 0"),
         ({"img_size": (1, 2, 3)}, "img_size is"),
         ({"img_size": 64}, "give the size in the spec"),
@@ -289,7 +298,7 @@ def test_padding_by_nothing_is_left_out_and_other_padding_is_not(tmp_path: Path)
             x = nn.functional.pad(x * 2, (0, 1, 0, 0))
             return x.mean((2, 3)).softmax(1), nn.functional.pad(x + 1, (0, 0))
 
-    to_onnx.write_onnx(Padding().eval(), (8, 8), tmp_path)
+    to_onnx.write_onnx(Padding().eval(), (3, 8, 8), tmp_path)
     graph = onnx.load(tmp_path / "model.onnx").graph
     pads = [node for node in graph.node if node.op_type == "Pad"]
     amounts = {i.name: onnx.numpy_helper.to_array(i).tolist() for i in graph.initializer}
@@ -316,6 +325,93 @@ def test_a_module_that_fixes_the_batch(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"dynamic batch.*len\(images\) fixes the batch"):
         export_model(Fixed(), tmp_path / "bundle", spec=spec)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_than_three(channels: int, tmp_path: Path) -> None:
+    model = tiny.make("vit", in_chans=channels)
+    with pytest.raises(InputError, match=rf"takes {channels} channel.*give --mean and --std"):
+        export_model(model, tmp_path / "bundle")
+    bundle = export_model(model, tmp_path / "bundle", mean=[0.4], std=[0.2], teams=False)
+    assert bundle.manifest.mean == (0.4,) * channels
+    assert bundle.manifest.input_channels == channels
+    wrapped = WithEmbedding(model, find_site(model))
+    session = onnxruntime.InferenceSession(bundle.model_path, providers=["CPUExecutionProvider"])
+    images = torch.randn(5, channels, 64, 64)
+    (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(probabilities, wrapped(images)[0].numpy(), atol=1e-6)
+    wrapped.close()
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    model = tiny.make("vit")
+    with torch.no_grad():
+        model.head.bias[3] = float("nan")
+    with pytest.raises(InputError, match=r"'head.bias' holds NaN or infinite values \(1 of 7\)"):
+        export_model(model, tmp_path / "bundle")
+    model = tiny.make("vit")
+    with torch.no_grad():
+        model.head.bias[3], model.head.weight[3] = 3e38, 3e38
+    with pytest.raises(InputError, match="NaN or infinite scores for ordinary pictures"):
+        export_model(model, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backbone_is_refused_unless_its_features_are_asked_for(tmp_path: Path) -> None:
+    model = tiny.make("vit", num_classes=0)
+    with pytest.raises(InputError, match="no classifier: it gives 24 features"):
+        export_model(model, tmp_path / "bundle")
+    picture = tmp_path / "cat.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 70, 3), np.uint8)).save(picture)
+    bundle = export_model(
+        model, tmp_path / "bundle", head="none", references=[picture], teams=False
+    )
+    m = bundle.manifest
+    assert (m.head, m.target_kind, m.class_names) == (
+        "none",
+        "similarity",
+        ("similar to cat.png",),
+    )
+    with vitcx.load(bundle.path, engine="onnxruntime", threads=1) as explainer:
+        result = explainer.explain(picture)
+    assert result.probabilities[0] == pytest.approx(1, abs=1e-4)
+    assert result.title() == "similar to cat.png  1"
+
+
+def test_a_projection_is_no_class(tmp_path: Path) -> None:
+    model = tiny.make("vit", num_classes=512)
+    model.pretrained_cfg["num_classes"] = 512
+    with pytest.raises(InputError, match=r"nobody knows names for the 512 outputs.*CLIP"):
+        export_model(model, tmp_path / "bundle")
+
+
+def test_independent_labels(tmp_path: Path) -> None:
+    model = tiny.make("vit")
+    bundle = export_model(model, tmp_path / "bundle", head="sigmoid", teams=False)
+    m = bundle.manifest
+    assert (m.head, m.target_kind, m.class_names[1]) == ("sigmoid", "label", "label 1")
+    session = onnxruntime.InferenceSession(bundle.model_path, providers=["CPUExecutionProvider"])
+    images = torch.randn(2, 3, 64, 64)
+    (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(probabilities, model(images).sigmoid().numpy(), atol=1e-6)
+
+
+def test_a_module_in_training_dress(quick: Any, tmp_path: Path) -> None:
+    model = nn.DataParallel(tiny.make("vit").bfloat16())
+    bundle = export_model(
+        model, tmp_path / "bundle", layer="block", crop="squash", block=0, teams=False
+    )
+    m = bundle.manifest
+    assert (m.layer, m.layer_path, m.crop_mode, m.crop_fraction) == (
+        "block",
+        "blocks.0",
+        "squash",
+        1.0,
+    )
+    assert m.source == "module: timm.models.vision_transformer.VisionTransformer"
+    assert model.module.head.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.shared

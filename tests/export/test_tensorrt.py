@@ -176,7 +176,7 @@ def test_attention_that_is_not_torchs_cannot_be_fused(tmp_path: Path) -> None:
             return images.mean((2, 3)).softmax(-1), images[:, :, ::8, ::8]
 
     with pytest.raises(InputError, match="export it with plain attention"):
-        write_onnx(Flat().eval(), (64, 64), tmp_path, "fused")
+        write_onnx(Flat().eval(), (3, 64, 64), tmp_path, "fused")
     assert list(tmp_path.iterdir()) == []
 
 

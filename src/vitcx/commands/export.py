@@ -11,7 +11,15 @@ from rich.text import Text
 from vitcx.commands.plan import build_and_tell
 from vitcx.commands.terminal import make_console, plain, say
 from vitcx.export import export_model
-from vitcx.runtime.bundle import ENCODERS, LAYERS, PRECISIONS
+from vitcx.runtime.bundle import (
+    ENCODERS,
+    HEADS,
+    INTERPOLATIONS,
+    LAYERS,
+    PRECISIONS,
+    TARGET_KINDS,
+    Manifest,
+)
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import check_capabilities
 from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
@@ -28,6 +36,30 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     if match is None:
         raise click.BadParameter(f"'{value}': expected a side or HxW, such as 384 or 224x320")
     return int(match[1]), int(match[2] or match[1])
+
+
+def _numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"'{value}': expected a number, or one for each channel, such as 0.5,0.5,0.5"
+        ) from None
+
+
+def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    """A share, or squash."""
+    if value is None or value == "squash":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"'{value}': expected a share such as 0.9, or squash") from None
 
 
 @click.command("export")
@@ -54,17 +86,52 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--layer",
     type=click.Choice(LAYERS),
-    default="norm1",
-    show_default=True,
-    help="Embedding: the block's input normalisation, its attention, or its output.",
+    help="Embedding: the normalisation before the block's attention (the default where there is "
+    "one), the attention, or the block's output.",
 )
-@click.option("--stage", type=int, help="Swin: stage, from 0; default: the second-to-last.")
+@click.option(
+    "--stage",
+    type=int,
+    help="Of a model with several, from 0; default: that nearest to patches of 16 pixels.",
+)
 @click.option(
     "--block",
     type=int,
     default=-1,
     show_default=True,
     help="Block in the stage or model, from 0, negative from the end.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(list(HEADS)),
+    help="What the outputs are: classes of which one is true (softmax), labels each for itself "
+    "(sigmoid), one logit of yes or no (binary), values (regression), or features (none). "
+    "Default: what the model says of itself, or softmax.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --head none: picture whose similarity is explained; may be repeated.",
+)
+@click.option(
+    "--mean",
+    callback=_numbers,
+    metavar="N[,N...]",
+    help="Of the pictures' values in [0, 1], for each channel; default: the model's own.",
+)
+@click.option("--std", callback=_numbers, metavar="N[,N...]", help="Likewise.")
+@click.option(
+    "--interpolation",
+    type=click.Choice(INTERPOLATIONS),
+    help="Filter of the resize; default: the model's own.",
+)
+@click.option(
+    "--crop",
+    callback=_crop,
+    metavar="SHARE|squash",
+    help="Share of the resized picture in the centre that is kept, or squash: the whole picture.",
 )
 @click.option(
     "--precision",
@@ -119,9 +186,15 @@ def command(
     num_classes: int | None,
     names_file: Path | None,
     img_size: tuple[int, int] | None,
-    layer: str,
+    layer: str | None,
     stage: int | None,
     block: int,
+    head: str | None,
+    references: tuple[Path, ...],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    interpolation: str | None,
+    crop: float | str | None,
     precision: str,
     encoder: str,
     attention: str,
@@ -151,6 +224,12 @@ def command(
             layer=layer,
             stage=stage,
             block=block,
+            head=head,
+            references=references,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            crop=crop,
             precision=precision,
             encoder=encoder,
             attention=attention,
@@ -164,11 +243,13 @@ def command(
     megabytes = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
     say(
         f"{bundle.path}: {m.model_name}, {m.input_size[0]}x{m.input_size[1]}, "
-        f"{m.num_classes} classes, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
+        f"{m.num_classes} {_targets(m)}, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
         f"at {m.layer_path}, {megabytes:.1f} MB"
     )
+    if m.target_kind != "class":
+        say(f"a score is {TARGET_KINDS[m.target_kind]}")
     say(
-        f"against torch on {m.parity['images']:.0f} images: probabilities within "
+        f"against torch on {m.parity['images']:.0f} images: {_outputs(m)} within "
         f"{m.parity['probabilities_max_abs']:.1e}, embedding within "
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"
@@ -193,3 +274,15 @@ def command(
     if engine is not None:
         plan = Path(f"{bundle.path.resolve()}.plan")
         build_and_tell(bundle, plan, engine, Shapes().batch_size, options)
+
+
+def _targets(m: Manifest) -> str:
+    """The manifest's targets in the plural, or the singular for one."""
+    name = {"class": "classes", "similarity": "similarities"}.get(
+        m.target_kind, f"{m.target_kind}s"
+    )
+    return name if m.num_classes != 1 else m.target_kind
+
+
+def _outputs(m: Manifest) -> str:
+    return "probabilities" if m.scores_are_probabilities else "scores"

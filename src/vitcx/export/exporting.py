@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitcx.export.extras import require_export_extra
+from vitcx.export.folders import check_target, folder_in_place_of
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.runtime.bundle import (
     ENCODERS,
     LAYERS,
-    MANIFEST_NAME,
     Bundle,
     Manifest,
     read_bundle,
@@ -30,7 +28,7 @@ from vitcx.runtime.pictures.reading import read_picture
 _logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def export_model(
@@ -42,9 +40,15 @@ def export_model(
     num_classes: int | None = None,
     class_names: Sequence[str] | str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
-    layer: str = "norm1",
+    layer: str | None = None,
     stage: int | None = None,
     block: int = -1,
+    head: str | None = None,
+    references: Sequence[str | Path] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop: float | str | None = None,
     precision: str = "fp32",
     encoder: str = "fp32",
     attention: str = "plain",
@@ -57,20 +61,33 @@ def export_model(
 
     Parameters
     ----------
-    model : name of a timm model, a timm module, or any module that gives logits, with a `spec`. A
-        module is put into evaluation mode; `img_size` changes it in place.
+    model : name of a timm model, or any module that gives logits. A module is put into evaluation
+        mode; `img_size` changes it in place. One that is compiled, in another precision than
+        float32 or on a GPU is copied.
     out : the bundle's folder. It appears when everything has succeeded.
-    spec : where the embedding of a module is that is not from timm.
+    spec : where the embedding of a module is; None finds it.
     checkpoint : weights for a named model; None downloads timm's.
     num_classes : None takes those of the checkpoint or the hub.
     class_names : C names, or the path of a file of them (a JSON list, or one a line); None takes
         those of the model's label set, or "class 0", ...
     img_size : side or (H, W) in pixels; None keeps the model's own.
-    layer : "norm1" (input normalisation of the block, as the authors' code has it), "attn" (output
-        of its attention) or "block". With a `spec`, which has its own path, only the manifest's
-        word for it.
-    stage : stage of a Swin, from 0, negative from the end; None takes the second-to-last.
+    layer : "norm1" (normalisation before the block's attention, as the authors' code has it),
+        "attn" (output of its attention) or "block". None is norm1, or block where the block has no
+        such. With a `spec`, which has its own path, only the manifest's word for it.
+    stage : stage of a model that has several, from 0, negative from the end; None takes a Swin's
+        second-to-last, and of others that nearest to patches of 16 pixels.
     block : block in the stage or model, from 0, negative from the end.
+    head : what the outputs are: "softmax" (one class is true), "sigmoid" (labels, each for itself),
+        "binary" (one logit of yes or no), "regression" (values) or "none" (features). None takes
+        what the model's end or its configuration says, or softmax.
+    references : pictures, with the head "none": the targets are the similarities to them. Without
+        any there is one target, the norm of the features.
+    mean, std : normalisation of the pictures, one number for each channel or one for all; None
+        takes the model's own.
+    interpolation : the resize filter, one of `vitcx.runtime.bundle.INTERPOLATIONS`; None: the
+        model's own.
+    crop : the share of the resized picture that a centre crop keeps, or "squash" to resize the
+        whole picture to the input; None: the model's own.
     precision : "fp32", "fp16", "bf16" or "int8". What a reduced one costs is measured against fp32
         and kept in the manifest; `vitcx.load` refuses one that costs too much.
     encoder : beside a reduced precision, "fp32" adds the float32 graph, which encodes each picture
@@ -106,19 +123,25 @@ def export_model(
             report(step)
 
     target = Path(out)
-    if layer not in LAYERS:
+    if layer is not None and layer not in LAYERS:
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(LAYERS)}")
     if attention not in ("plain", "fused"):
         raise InputError(f"attention is {attention!r}, expected plain or fused")
-    _check_target(target, force)
+    if references and head != "none":
+        raise InputError("reference pictures go with the head none: give --head none as well")
+    check_target(target, force)
     pictures = [Path(p) for p in check_images]
     for picture in pictures:  # before the work of minutes, not after it
         read_picture(picture)
     say("importing torch")
     require_export_extra()
+    import torch
 
     from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
+    from vitcx.export.graph.finite import check_outputs, check_weights
+    from vitcx.export.graph.heads import resolve_head
     from vitcx.export.graph.last_block import prefix_tokens_only
+    from vitcx.export.graph.layout import Probe, check_layout
     from vitcx.export.graph.parity import FLOAT32
     from vitcx.export.graph.shared_weights import share_weights
     from vitcx.export.graph.team_graph import choose_teams, compare_graphs, write_graphs
@@ -127,8 +150,8 @@ def export_model(
     from vitcx.export.precision.measuring import measure_figures
     from vitcx.export.precision.reduced import write_reduced
     from vitcx.export.sources.class_names import read_class_names, resolve_class_names
-    from vitcx.export.sources.preprocessing import preprocessing_of_spec, preprocessing_of_timm
-    from vitcx.export.sources.timm_models import resize, timm_model
+    from vitcx.export.sources.opening import open_source
+    from vitcx.export.sources.preprocessing import override, read_references
 
     chosen = find_precision(precision)
     if encoder not in ENCODERS:
@@ -138,57 +161,73 @@ def export_model(
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise InputError(f"img_size is {img_size!r}, expected a positive side or (H, W)")
-    if isinstance(model, str):
-        if spec is not None:
-            raise InputError("a spec goes with a module: leave it out for a model by name")
-        say(f"making {model}" + ("" if checkpoint else ", with weights from the hub"))
-        module, source = timm_model(
-            model, Path(checkpoint) if checkpoint else None, num_classes, size
+    source = open_source(
+        model,
+        spec=spec,
+        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        num_classes=num_classes,
+        size=size,
+        where=(stage, block),
+        headless=head == "none",
+        say=say,
+    )
+    module = source.module
+    if source.nameless and class_names is None and head is None:
+        raise InputError(
+            f"nobody knows names for the {source.nameless} outputs of '{source.name}': those of a "
+            "CLIP model are a projection and no classes. Give --class-names FILE, or say what they "
+            "are: --head none for features, softmax for classes without names"
         )
-        name = model
-    else:
-        module = model
-        _check_module_arguments(checkpoint, num_classes, spec, size, stage, block)
-        if size is not None:
-            resize(module, size)
-        source = f"module: {type(module).__module__}.{type(module).__qualname__}"
-        config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
-        name = (spec and spec.name) or config.get("architecture") or type(module).__name__
-
+    preprocessing = override(source.preprocessing, source.channels, mean, std, interpolation, crop)
+    check_weights(module)
+    probe = Probe.of(preprocessing.input_size, source.channels)
+    outputs = resolve_head(
+        head,
+        module,
+        probe.images[:2],
+        guess=source.head,
+        headless=source.headless,
+        references=read_references(references, preprocessing),
+    )
+    say("looking for the patch embedding")
     if spec is not None:
-        site, preprocessing = site_of_spec(module, spec), preprocessing_of_spec(spec)
-        names = class_names if class_names is not None else spec.class_names
+        site = site_of_spec(module, spec, layer or "norm1")
     else:
-        site, preprocessing = find_site(module, layer, stage, block), preprocessing_of_timm(module)
-        names = class_names
+        site = find_site(module, layer, stage, block, probe=probe)
 
-    wrapped = WithEmbedding(module, site)
+    wrapped = WithEmbedding(module, site, outputs.scores)
     try:
-        probabilities, embedding = _dry_run(wrapped, preprocessing.input_size)
-        resolved = resolve_class_names(names, module, probabilities.shape[1])
+        with torch.no_grad():
+            probabilities, embedding = wrapped(probe.images[:2])
+        check_outputs({"scores": probabilities, "embeddings": embedding})
+        if spec is not None:
+            check_layout(wrapped, probe, site.path)
+        resolved = resolve_class_names(
+            class_names, source.class_names, outputs, probabilities.shape[1]
+        )
         say("looking for teams of tokens")
-        asked = choose_teams(wrapped, preprocessing.input_size, teams, say)
-        with _folder_in_place_of(target) as folder:
+        asked = choose_teams(wrapped, probe.images.shape[1:], teams, say)
+        with folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
             exact = folder if chosen.write is None else folder.parent / "fp32"
             exact.mkdir(exist_ok=True)
             # The comparison below is with the model as it is. GPU engines are given it whole: their
             # fused attention with fewer queries than keys has not been tried.
             with (
-                prefix_tokens_only(module, site.path)
+                prefix_tokens_only(module, site.path, wrapped, probe.images[:3])
                 if attention == "plain"
                 else contextlib.nullcontext()
             ):
-                write_graphs(wrapped, asked, preprocessing.input_size, exact, attention)
+                write_graphs(wrapped, asked, probe.images.shape[1:], exact, attention)
             if asked is not None and exact is folder:
                 share_weights(folder)
             say("comparing with torch")
             parity = compare_graphs(exact, wrapped, asked, preprocessing, FLOAT32, pictures)
             manifest = Manifest(
                 **asdict(preprocessing),
-                model_name=name,
-                source=source,
-                layer=layer,
+                model_name=source.name,
+                source=source.origin,
+                layer=site.layer,
                 layer_path=site.path,
                 grid=(embedding.shape[2], embedding.shape[3]),
                 channels=embedding.shape[1],
@@ -197,6 +236,8 @@ def export_model(
                 distance_threshold=site.distance_threshold,
                 opset=ATTENTION_OPSETS[attention],
                 precision="fp32",
+                head=outputs.name,
+                target_kind=outputs.target_kind,
                 # A reduced precision's float32 graph is measured against, and not kept as it lies.
                 files=_digests(folder)
                 if exact is folder
@@ -229,79 +270,6 @@ def export_model(
     finally:
         wrapped.close()
     return read_bundle(target)
-
-
-def _check_module_arguments(
-    checkpoint: str | Path | None,
-    num_classes: int | None,
-    spec: ModelSpec | None,
-    size: tuple[int, int] | None,
-    stage: int | None,
-    block: int,
-) -> None:
-    """Refuse what a module in memory has settled already."""
-    if checkpoint is not None or num_classes is not None:
-        raise InputError(
-            "checkpoint and num_classes go with a model by name: a module is exported as it is; "
-            "load its weights first"
-        )
-    if spec is not None and size is not None:
-        raise InputError("img_size and a spec: give the size in the spec, input_size=(H, W)")
-    if spec is not None and (stage is not None or block != -1):
-        raise InputError("stage and block choose a layer, and so does a spec: leave them out")
-
-
-def _dry_run(wrapped: Callable[[Tensor], tuple[Tensor, Tensor]], size: tuple[int, int]) -> Any:
-    """Probabilities (2,C) and embedding (2,D,h,w) of two grey pictures; says why it cannot run."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            return wrapped(torch.zeros(2, 3, *size))
-    except InputError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the model does not run on two {size[0]}x{size[1]} pictures: {reason}"
-        ) from error
-
-
-def _check_target(target: Path, force: bool) -> None:
-    """Refuse a folder that holds something, unless it is a bundle and `force` is set."""
-    if target.is_dir():
-        occupied = any(target.iterdir())
-        if occupied and not force:
-            raise InputError(f"'{target}' is not empty: choose another folder, or give --force")
-        if occupied and not (target / MANIFEST_NAME).is_file():
-            raise InputError(f"'{target}' is not empty and no bundle: choose another folder")
-    elif target.exists() or target.is_symlink():
-        raise InputError(f"'{target}' is a file: choose another folder")
-
-
-@contextlib.contextmanager
-def _folder_in_place_of(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target` that takes its place on success and is removed if not.
-
-    What was at `target` is there until the new folder is complete.
-    """
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        folder = holder / "new"
-        folder.mkdir()  # not the holder itself, which mkdtemp makes private
-        yield folder
-        if target.exists():
-            target.replace(holder / "old")
-        folder.replace(target)
-    except BaseException:
-        # A replaced bundle goes back if its successor did not make it.
-        if (holder / "old").exists() and not target.exists():
-            (holder / "old").replace(target)
-        raise
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

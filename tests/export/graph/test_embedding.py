@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.export import tiny
-from vitcx.export.graph.embedding import WithEmbedding, _Windows, find_site, site_of_spec
+from vitcx.export.graph.arrangement import Windows
+from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_models import resize
 from vitcx.runtime.errors import InputError
@@ -149,7 +150,7 @@ def test_windows_against_a_loop(
 ) -> None:
     count = -(-grid[0] // window[0]) * -(-grid[1] // window[1])
     windows = torch.randn(3 * count, window[0] * window[1], 2)
-    got = _Windows(grid, window, shift)(windows).numpy()
+    got = Windows(grid, window, shift)(windows).numpy()
     np.testing.assert_array_equal(got, windows_to_map(windows.numpy(), grid, window, shift))
 
 
@@ -224,21 +225,24 @@ def test_an_index_out_of_range(family: str, where: dict[str, int], message: str)
         find_site(tiny.make(family), **where)
 
 
-def test_models_without_patches_or_a_grid() -> None:
-    with pytest.raises(InputError, match="not a Vision Transformer"):
+def test_models_without_attention_or_a_grid() -> None:
+    with pytest.raises(InputError, match="no attention was seen in Sequential"):
         find_site(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with pytest.raises(InputError, match=r"cannot find the patch grid.*ModelSpec"):
-        find_site(nn.TransformerEncoderLayer(8, 2))
     model = tiny.make("vit")
-    model.blocks[1].norm1 = None
-    with pytest.raises(InputError, match="has no 'norm1'"):
-        find_site(model)
-    # A grid that is not the one of the tokens.
+    model.global_pool = ""  # so that its one result is tokens
+    site = find_site(model)
+    with pytest.raises(InputError, match=r"gives \(2, 17, 7\), expected logits \(B, C\)"):
+        WithEmbedding(model, site)(torch.zeros(2, 3, 64, 64))
+
+
+def test_a_grid_that_is_not_the_one_of_the_tokens_is_found_out() -> None:
     model = tiny.make("vit")
     model.patch_embed.grid_size = (3, 4)
-    wrapped = WithEmbedding(model, find_site(model))
-    with pytest.raises(InputError, match=r"\(2, 17, 24\).*grid of 3x4"):
-        wrapped(torch.zeros(2, 3, 64, 64))
+    site = find_site(model)
+    assert site.path == "blocks.1.norm1"
+    wrapped = WithEmbedding(model, site)
+    assert wrapped(torch.zeros(2, 3, 64, 64))[1].shape == (2, 24, 4, 4)
+    wrapped.close()
 
 
 @pytest.mark.parametrize(

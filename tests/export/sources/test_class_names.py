@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.export import tiny
+from vitcx.export.graph.heads import Head, Softmax
 from vitcx.export.sources.class_names import (
+    label_set_names,
     read_class_names,
     resolve_class_names,
     shortest_distinct,
@@ -44,9 +46,14 @@ def test_files_that_cannot_be_used(content: bytes | None, message: str, tmp_path
         read_class_names(path)
 
 
+def head(*names: str) -> Head:
+    return Head("softmax", "class", Softmax(), names)
+
+
 def test_imagenet_names_are_short_and_distinct() -> None:
     model = import_timm().create_model("test_vit")
-    names = resolve_class_names(None, model, 1000)
+    names = label_set_names(model)
+    assert names is not None
     assert names[:3] == ("tench", "goldfish", "great white shark")
     assert len(set(names)) == 1000
     assert [n for n in names if n.startswith("crane")] == [
@@ -56,8 +63,10 @@ def test_imagenet_names_are_short_and_distinct() -> None:
 
 
 def test_other_counts_are_numbered() -> None:
-    names = tuple(f"class {i}" for i in range(tiny.CLASSES))
-    assert resolve_class_names(None, tiny.make("vit"), tiny.CLASSES) == names
+    assert label_set_names(tiny.make("vit")) is None
+    assert resolve_class_names(None, None, head("class 0", "class 1"), 2) == ("class 0", "class 1")
+    assert resolve_class_names(None, ("a",), head("class 0", "class 1"), 2)[0] == "class 0"
+    assert resolve_class_names(None, ("a", "b"), head("class 0", "class 1"), 2) == ("a", "b")
 
 
 def test_names_that_the_model_brings() -> None:
@@ -65,13 +74,14 @@ def test_names_that_the_model_brings() -> None:
     model.pretrained_cfg.update(
         num_classes=2, label_names=["n1", "n2"], label_descriptions={"n1": "owl"}
     )
-    assert resolve_class_names(None, model, 2) == ("owl", "n2")
+    model.num_classes = 2
+    assert label_set_names(model) == ("owl", "n2")
 
 
 def test_given_names_must_be_as_many_as_the_classes() -> None:
-    assert resolve_class_names(["a", "b"], tiny.make("vit"), 2) == ("a", "b")
+    assert resolve_class_names(["a", "b"], ("x", "y"), head("c", "d"), 2) == ("a", "b")
     with pytest.raises(InputError, match="3 class names for 2 classes"):
-        resolve_class_names(["a", "b", "c"], tiny.make("vit"), 2)
+        resolve_class_names(["a", "b", "c"], None, head("c", "d"), 2)
 
 
 def test_more_is_said_only_where_needed() -> None:

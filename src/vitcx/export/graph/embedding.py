@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from vitcx.export.graph.arrangement import Map, Tokens, Windows
+from vitcx.export.graph.finder import find_place
+from vitcx.export.graph.heads import Scores, Softmax, logits_of
+from vitcx.export.graph.layout import Probe, check_layout
+from vitcx.export.sources.preprocessing import input_channels, input_size_of
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.runtime.errors import InputError
 
@@ -26,85 +30,85 @@ class Site:
     path : of the submodule in the model.
     arrange : makes its output (B,D,h,w); a shape that does not fit raises `InputError`.
     distance_threshold : default δ for this family.
+    layer : what it is of its block, one of `vitcx.runtime.bundle.LAYERS`.
     """
 
     path: str
     arrange: Callable[[Tensor], Tensor]
     distance_threshold: float
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """(B, prefix + h·w, D) tokens, row by row."""
-
-    prefix: int
-    grid: tuple[int, int]
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        h, w = self.grid
-        if tokens.ndim != 3 or tokens.shape[1] != self.prefix + h * w:
-            raise InputError(
-                f"the layer gives {_shape(tokens)}, expected (B, tokens, D) with {self.prefix} "
-                f"prefix tokens and a grid of {h}x{w}, {self.prefix + h * w} tokens: check the "
-                "layer, its grid and its prefix tokens"
-            )
-        patches = tokens[:, self.prefix :].transpose(1, 2)  # (B, D, h·w)
-        return patches.reshape(*patches.shape[:2], h, w)
-
-
-@dataclass(frozen=True)
-class _Map:
-    """(B,h,w,D) or (B,D,h,w) feature maps."""
-
-    channels_last: bool
-
-    def __call__(self, features: Tensor) -> Tensor:
-        if features.ndim != 4:
-            expected = "(B, h, w, D)" if self.channels_last else "(B, D, h, w)"
-            raise InputError(f"the layer gives {_shape(features)}, expected {expected}")
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """(B·windows, rows·columns, D) tokens of Swin's attention, of a grid that was rolled by
-    minus `shift`, padded below and right to whole windows, and cut into windows row by row.
-    """
-
-    grid: tuple[int, int]
-    window: tuple[int, int]
-    shift: tuple[int, int]
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        (h, w), (rows, columns) = self.grid, self.window
-        down, across = -(-h // rows), -(-w // columns)
-        if tokens.ndim != 3 or tokens.shape[1] != rows * columns:
-            raise InputError(
-                f"the attention gives {_shape(tokens)}, expected (B·windows, {rows * columns}, D)"
-            )
-        x = tokens.reshape(-1, down, across, rows, columns, tokens.shape[-1])
-        x = x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, D, padded h, padded w)
-        x = x[:, :, :h, :w]
-        return torch.roll(x, self.shift, (2, 3)) if any(self.shift) else x
+    layer: str
 
 
 def find_site(
-    model: nn.Module, layer: str = "norm1", stage: int | None = None, block: int = -1
+    model: nn.Module,
+    layer: str | None = None,
+    stage: int | None = None,
+    block: int = -1,
+    *,
+    probe: Probe | None = None,
 ) -> Site:
-    """Find the embedding of a timm model.
+    """Find the embedding of a model.
+
+    Models built as timm's ViT and Swin are known; others are watched running (`finder`).
 
     Parameters
     ----------
-    model : a timm model whose input size is final.
-    layer : "norm1" (the block's first normalisation), "attn" (its attention's output) or "block".
-    stage : index of Swin's stage, from the end if negative; None is the second-to-last.
+    model : in evaluation mode, its input size final.
+    layer : "norm1" (the normalisation before the block's attention), "attn" (its attention's
+        output) or "block"; None is norm1, or block where the block has no such.
+    stage : index of the stage, from the end if negative; None is the second-to-last of a Swin, and
+        the one nearest to patches of 16 pixels of others.
     block : index of the block, in the stage or the model.
+    probe : of the model's input size and channels; None takes those of timm's configuration.
 
     Raises
     ------
     InputError
         If the model has no transformer blocks, or its grid cannot be found.
     """
+    if probe is None:
+        probe = Probe.of(input_size_of(model), input_channels(model))
+    site = _known_site(model, layer or "norm1", stage, block)
+    # Every token of an attention's output sees all patches: that its block lies right has to do.
+    proof = _known_site(model, "block", stage, block) if layer == "attn" else site
+    if site is not None and proof is not None and _is_right(model, proof, probe):
+        return site
+    found = find_place(model, probe, layer, stage, block)
+    place = found.place
+    arrange: Callable[[Tensor], Tensor] = Map(channels_last=place.layout == "BHWD")
+    if place.layout == "BND":
+        arrange = Tokens(place.prefix, place.grid)
+    threshold = SWIN_DISTANCE_THRESHOLD if found.hierarchical else VIT_DISTANCE_THRESHOLD
+    return Site(place.path, arrange, threshold, found.layer)
+
+
+def _is_right(model: nn.Module, site: Site, probe: Probe) -> bool:
+    """Whether the layer lies in the picture, and a norm1 is the input of its block's attention.
+
+    SwinV2 and other post-norm models have their norm1 after it.
+    """
+    block, _, name = site.path.rpartition(".")
+    parts = dict(model.get_submodule(block).named_children()) if name == "norm1" else {}
+    order: list[str] = []
+    hooks = [
+        parts[part].register_forward_pre_hook(lambda m, i, part=part: order.append(part))
+        for part in ("norm1", "attn")
+        if part in parts
+    ]
+    wrapped = WithEmbedding(model, site)
+    try:
+        check_layout(wrapped, probe, site.path)
+    except InputError:
+        return False
+    finally:
+        wrapped.close()
+        for hook in hooks:
+            hook.remove()
+    return order[:1] != ["attn"]
+
+
+def _known_site(model: nn.Module, layer: str, stage: int | None, block: int) -> Site | None:
+    """The embedding of a model that is built as timm's ViT or Swin; None for others."""
     stages: Any = getattr(model, "layers", None)
     if _is_list(stages) and all(_is_list(getattr(s, "blocks", None)) for s in stages):
         return _hierarchical_site(stages, layer, stage, block)
@@ -117,24 +121,18 @@ def find_site(
                 "leave it out"
             )
         path = f"blocks.{_index(block, len(blocks), 'block')}"
+        if (found := _layer_path(blocks[block], path, layer)) is None:
+            return None
         return Site(
-            _layer_path(blocks[block], path, layer),
-            _Tokens(int(getattr(model, "num_prefix_tokens", 0)), (int(grid[0]), int(grid[1]))),
+            found,
+            Tokens(int(getattr(model, "num_prefix_tokens", 0)), (int(grid[0]), int(grid[1]))),
             VIT_DISTANCE_THRESHOLD,
+            layer,
         )
-    name = type(model).__name__
-    if not any("attention" in type(m).__name__.lower() for m in model.modules()):
-        raise InputError(
-            f"{name} is not a Vision Transformer (it has no attention; a convolutional network?): "
-            "ViT-CX needs patch embeddings; choose a ViT, DeiT or Swin"
-        )
-    raise InputError(
-        f"cannot find the patch grid of {name}: from Python, call "
-        "vitcx.export.export_model(module, out, spec=ModelSpec(layer_path=..., grid=...))"
-    )
+    return None
 
 
-def site_of_spec(model: nn.Module, spec: ModelSpec) -> Site:
+def site_of_spec(model: nn.Module, spec: ModelSpec, layer: str = "norm1") -> Site:
     """The embedding that `spec` names; `InputError` if `model` has no such submodule."""
     try:
         model.get_submodule(spec.layer_path)
@@ -144,26 +142,28 @@ def site_of_spec(model: nn.Module, spec: ModelSpec) -> Site:
             "take a path from model.named_modules()"
         ) from None
     if spec.grid is not None and spec.token_layout == "BND":
-        arrange: Callable[[Tensor], Tensor] = _Tokens(spec.prefix_tokens, spec.grid)
+        arrange: Callable[[Tensor], Tensor] = Tokens(spec.prefix_tokens, spec.grid)
     else:
-        arrange = _Map(channels_last=spec.token_layout == "BHWD")
-    return Site(spec.layer_path, arrange, spec.distance_threshold)
+        arrange = Map(channels_last=spec.token_layout == "BHWD")
+    return Site(spec.layer_path, arrange, spec.distance_threshold, layer)
 
 
 class WithEmbedding(nn.Module):
-    """Images (B,3,H,W) to probabilities (B,C) and embedding (B,D,h,w), both float32.
+    """Images (B,channels,H,W) to scores (B,C) and embedding (B,D,h,w), both float32.
 
     Parameters
     ----------
     model : maps images to logits (B,C). It is put into evaluation mode, and carries forward hooks
         until `close`.
     site : where its embedding is.
+    scores : what makes scores of the logits; None is a softmax.
     """
 
-    def __init__(self, model: nn.Module, site: Site) -> None:
+    def __init__(self, model: nn.Module, site: Site, scores: Scores | None = None) -> None:
         super().__init__()
         self.model = model
         self.arrange = site.arrange
+        self.scores = Softmax() if scores is None else scores
         self._captured, self._tokens = _Captured(), _Captured()
         self._hooks = [model.get_submodule(site.path).register_forward_hook(self._captured)]
         self._gives_tokens = False
@@ -178,19 +178,16 @@ class WithEmbedding(nn.Module):
         outputs = self._captured.outputs
         outputs.clear()
         self._tokens.outputs.clear()
-        logits = self.model(images)
+        logits = logits_of(self.model(images))
+        if len(outputs) == 1 and isinstance(outputs[0], tuple | list) and outputs[0]:
+            outputs[0] = outputs[0][0]  # a block that gives its attentions too
         if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
             raise InputError(
                 f"the embedding's layer ran {len(outputs)} times in one pass, or gives no "
                 "tensor: choose a layer that runs once and gives one"
             )
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise InputError(
-                f"the model gives {_shape(logits)}, expected logits (B, C): wrap it in a module "
-                "that returns them"
-            )
         embedding = self.arrange(outputs.pop())
-        given = torch.softmax(logits.float(), dim=-1), embedding.float().contiguous()
+        given = self.scores(logits.float()), embedding.float().contiguous()
         if not self._gives_tokens:
             return given
         ((tokens, *_),) = self._tokens.outputs
@@ -218,37 +215,32 @@ class _Captured:
         self.outputs.append(values[-1])  # a hook before the pass is given the inputs alone
 
 
-def _hierarchical_site(stages: Any, layer: str, stage: int | None, block: int) -> Site:
+def _hierarchical_site(stages: Any, layer: str, stage: int | None, block: int) -> Site | None:
     """The embedding in a model of stages whose blocks work on (B,h,w,D): Swin."""
     chosen = _index(max(len(stages) - 2, 0) if stage is None else stage, len(stages), "stage")
     blocks = stages[chosen].blocks
     chosen_block = _index(block, len(blocks), "block")
     module = blocks[chosen_block]
     path = _layer_path(module, f"layers.{chosen}.blocks.{chosen_block}", layer)
-    arrange: Callable[[Tensor], Tensor] = _Map(channels_last=True)
+    if path is None:
+        return None
+    arrange: Callable[[Tensor], Tensor] = Map(channels_last=True)
     if layer == "attn":
         try:
             h, w = module.input_resolution
             rows, columns = module.window_size
             shift = module.shift_size
         except (AttributeError, TypeError):
-            raise InputError(
-                f"cannot find the windows of {type(module).__name__}: use the layer norm1 or block"
-            ) from None
-        arrange = _Windows((h, w), (rows, columns), (int(shift[0]), int(shift[1])))
-    return Site(path, arrange, SWIN_DISTANCE_THRESHOLD)
+            return None
+        arrange = Windows((h, w), (rows, columns), (int(shift[0]), int(shift[1])))
+    return Site(path, arrange, SWIN_DISTANCE_THRESHOLD, layer)
 
 
-def _layer_path(block: nn.Module, path: str, layer: str) -> str:
-    """Path of `layer` of the block at `path`."""
+def _layer_path(block: nn.Module, path: str, layer: str) -> str | None:
+    """Path of `layer` of the block at `path`; None if it has none."""
     if layer == "block":
         return path
-    if not isinstance(getattr(block, layer, None), nn.Module):
-        raise InputError(
-            f"the block {type(block).__name__} at '{path}' has no '{layer}': "
-            "use the layer block, or a ModelSpec from Python"
-        )
-    return f"{path}.{layer}"
+    return f"{path}.{layer}" if isinstance(getattr(block, layer, None), nn.Module) else None
 
 
 def _index(index: int, length: int, what: str) -> int:
@@ -260,7 +252,3 @@ def _index(index: int, length: int, what: str) -> int:
 
 def _is_list(module: Any) -> bool:
     return isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 0
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"

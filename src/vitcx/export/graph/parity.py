@@ -34,7 +34,7 @@ class Tolerance:
 
     Attributes
     ----------
-    probabilities : absolute, over all classes.
+    probabilities : absolute, over all classes; of scores beyond 1, as a fraction of the largest.
     embedding_rms : root mean square of the difference, as a fraction of the embedding's own.
     embedding_max : largest difference, as a fraction of the embedding's largest magnitude.
     team_relative : of a team's probabilities, as a fraction of the largest of them.
@@ -70,9 +70,10 @@ class Difference:
             np.abs(a.astype(np.float64) - b) for a, b in zip(got, expected, strict=True)
         )
         scale = np.abs(expected[1]).astype(np.float64)
+        unit = max(1.0, float(np.abs(expected[0]).max()))  # a regression's values have any size
         tiny = np.finfo(np.float32).tiny  # an embedding of zeros has no scale
         return cls(
-            float(probabilities.max()),
+            float(probabilities.max()) / unit,
             float(np.sqrt(np.mean(embedding**2)) / max(np.sqrt(np.mean(scale**2)), tiny)),
             float(embedding.max() / max(scale.max(), tiny)),
             float(embedding.max()),
@@ -104,7 +105,8 @@ def check_parity(
     Parameters
     ----------
     path : of the ONNX graph.
-    module : images (B,3,H,W) float32 to (probabilities (B,C), embedding (B,D,h,w)), and what else.
+    module : images (B,channels,H,W) float32 to (probabilities (B,C), embedding (B,D,h,w)), and what
+        else.
     preprocessing : size and normalisation of the inputs.
     tolerance : largest differences allowed.
     pictures : files to compare on as well; drawn scenes are always used.
@@ -181,10 +183,10 @@ def _check_interface(session: Any, outputs: Sequence[str]) -> None:
 
 
 def _batches(p: Preprocessing, pictures: Sequence[Path]) -> Iterator[Array]:
-    """Normalised batches (B,3,H,W): noise and scenes of each batch size, and the pictures."""
+    """Normalised batches (B,channels,H,W): noise and scenes of each size, and the pictures."""
     rng = np.random.default_rng(_SEED)
     for size in BATCH_SIZES:
-        yield rng.standard_normal((size, 3, *p.input_size), dtype=np.float32)
+        yield rng.standard_normal((size, p.input_channels, *p.input_size), dtype=np.float32)
         yield normalised(np.stack([scene(p.input_size, rng) for _ in range(size)]), p)
     for path in pictures:
         yield normalised(_read(path, p.input_size)[None], p)
@@ -206,7 +208,15 @@ def scene(size: tuple[int, int], rng: np.random.Generator) -> Array:
 
 
 def normalised(pictures: Array, p: Preprocessing) -> Array:
-    """(B,H,W,3) in [0,1] to (B,3,H,W), normalised."""
+    """(B,H,W,3) in [0,1] to (B,channels,H,W), normalised; grey for one channel.
+
+    For another number the colours are repeated: the comparison needs no meaning, only values.
+    """
+    count = p.input_channels
+    if count == 1:
+        pictures = pictures @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+    elif count != 3:
+        pictures = pictures[..., np.arange(count) % 3]
     mean, std = np.array(p.mean, dtype=np.float32), np.array(p.std, dtype=np.float32)
     return np.ascontiguousarray(((pictures - mean) / std).transpose(0, 3, 1, 2))
 

@@ -19,7 +19,7 @@ WITH_TOKENS = (*OUTPUTS, TOKENS)
 
 def choose_teams(
     wrapped: WithEmbedding,
-    input_size: tuple[int, int],
+    shape: Sequence[int],
     wanted: bool | None,
     say: Callable[[str], None],
 ) -> Teams | None:
@@ -28,7 +28,7 @@ def choose_teams(
     Parameters
     ----------
     wrapped : the model; if it has teams, it gives its tokens from now on.
-    input_size : (H, W) in pixels.
+    shape : (channels, H, W) of an image.
     wanted : True: must have; False: must not; None: where the model allows.
     say : told in one line why it has none.
 
@@ -40,7 +40,7 @@ def choose_teams(
     if wanted is False:
         return None
     try:
-        teams = find_teams(wrapped.model, input_size)
+        teams = find_teams(wrapped.model, shape, wrapped.scores)
     except NoTeams as reason:
         line = f"this model needs every patch in place ({reason}): teams are asked in pixels"
         if wanted:
@@ -54,15 +54,15 @@ def choose_teams(
 def write_graphs(
     wrapped: WithEmbedding,
     teams: Teams | None,
-    input_size: tuple[int, int],
+    shape: Sequence[int],
     folder: Path,
     attention: str,
 ) -> None:
     """Write ``model.onnx``, and ``teams.onnx`` if there are any, to `folder`, which exists."""
     if teams is None:
-        write_onnx(wrapped, input_size, folder, attention)
+        write_onnx(wrapped, shape, folder, attention)
         return
-    write_onnx(wrapped, input_size, folder, attention, WITH_TOKENS)
+    write_onnx(wrapped, shape, folder, attention, WITH_TOKENS)
     write_teams_onnx(teams, teams.token_shape, teams.prefix, folder, attention)
 
 

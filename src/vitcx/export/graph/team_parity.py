@@ -32,6 +32,8 @@ Indices = NDArray[np.int64]
 
 # Pictures, rows, and the part of the patches that a row keeps. The last one keeps them all.
 _TRIALS = ((1, 1, 2), (3, 5, 3), (2, 3, 1))
+# Differences are taken of no smaller score: a value may be 0, the likeliest of 1000 classes is not.
+_LEAST_SCORE = 1e-3
 _SEED = 20240814
 
 
@@ -47,7 +49,7 @@ def check_teams(
     Parameters
     ----------
     folder : of the graphs.
-    module : images (B,3,H,W) to (probabilities, embedding, tokens).
+    module : images (B,channels,H,W) to (probabilities, embedding, tokens).
     teams : of the same model.
     preprocessing : size and normalisation of the pictures.
     tolerance : largest differences allowed; the tokens' is that of the embedding's rms.
@@ -80,7 +82,12 @@ def check_teams(
         _check_form(score, mine.shape[1:], expected.shape[1])
         (got,) = score.run([PROBABILITIES], {TOKENS: mine, PICTURES: pictures, PATCHES: patches})
         off = np.abs(got - expected)
-        found = (_relative(mine, tokens.numpy()), off.max(), (off.max(1) / expected.max(1)).max())
+        largest = np.abs(expected).max(1)
+        found = (
+            _relative(mine, tokens.numpy()),
+            off.max() / max(1.0, largest.max()),  # a regression's values have any size
+            (off.max(1) / np.maximum(largest, _LEAST_SCORE)).max(),
+        )
         worst = np.maximum(worst, found)  # NaN if either is
         rows += len(patches)
     limits = (tolerance.embedding_rms, tolerance.probabilities, tolerance.team_relative)
@@ -117,7 +124,8 @@ def _expected(teams: Teams, tokens: Tensor, pictures: Indices, patches: Indices)
         plain_features(teams, tokens[int(picture)], torch.from_numpy(kept))
         for picture, kept in zip(pictures, patches, strict=True)
     ]
-    return torch.softmax(teams.logits(torch.stack(rows)), dim=-1)
+    scores: Tensor = teams.scores(teams.logits(torch.stack(rows)))
+    return scores
 
 
 def _relative(got: Array, expected: Array) -> float:

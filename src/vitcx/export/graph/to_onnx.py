@@ -46,7 +46,7 @@ _CHATTING_LOGGER = "onnxscript.optimizer._constant_folding"
 
 def write_onnx(
     module: nn.Module,
-    input_size: tuple[int, int],
+    shape: Sequence[int],
     folder: Path,
     attention: str = "plain",
     outputs: Sequence[str] = OUTPUTS,
@@ -55,8 +55,8 @@ def write_onnx(
 
     Parameters
     ----------
-    module : images (B,3,H,W) float32 to (probabilities, embedding), in evaluation mode.
-    input_size : (H, W) in pixels; only the batch is dynamic.
+    module : images (B,channels,H,W) float32 to (probabilities, embedding), in evaluation mode.
+    shape : (channels, H, W) of an image; only the batch is dynamic.
     folder : exists.
     attention : "plain" or "fused", which needs torch's `scaled_dot_product_attention`.
     outputs : names of what the module gives.
@@ -72,7 +72,7 @@ def write_onnx(
         If torch cannot express the module as a graph, or finds no attention to fuse.
     """
     # Two images: torch would take a batch of one for a constant.
-    images = torch.zeros(2, 3, *input_size)
+    images = torch.zeros(2, *shape)
     axes = ({0: torch.export.Dim("batch")},)
     program = _export(module, {INPUT: images}, axes, outputs, attention)
     save_graph(program.model, folder / MODEL_NAME)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcx.export.graph.heads import Scores, Softmax, logits_of
+
 # What blocks are told beside their tokens, by keyword. A value for each patch, with the patches on
 # the last axis but one; or for each pair of tokens, on the last two.
 _OF_PATCHES = ("rope",)
@@ -42,6 +44,7 @@ class Teams(nn.Module):
     grid : (h, w) of its patches.
     width : W of its tokens.
     keywords : what each block is called with beside its tokens.
+    scores : logits (B,C) to scores; None is a softmax.
 
     Attributes
     ----------
@@ -49,7 +52,12 @@ class Teams(nn.Module):
     """
 
     def __init__(
-        self, model: Any, grid: tuple[int, int], width: int, keywords: Sequence[Mapping[str, Any]]
+        self,
+        model: Any,
+        grid: tuple[int, int],
+        width: int,
+        keywords: Sequence[Mapping[str, Any]],
+        scores: Scores | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -57,10 +65,11 @@ class Teams(nn.Module):
         self.prefix = int(model.num_prefix_tokens)
         self.token_shape = self.prefix + grid[0] * grid[1], width
         self.keywords = tuple(dict(k) for k in keywords)
+        self.scores = Softmax() if scores is None else scores
         self.eval()
 
     def forward(self, tokens: Tensor, pictures: Tensor, patches: Tensor) -> Tensor:
-        """Probabilities of teams.
+        """Scores of teams.
 
         Parameters
         ----------
@@ -73,7 +82,8 @@ class Teams(nn.Module):
         Tensor
             (B,C) float32.
         """
-        return torch.softmax(self.logits(self.features(tokens, pictures, patches)), dim=-1)
+        scores: Tensor = self.scores(self.logits(self.features(tokens, pictures, patches)))
+        return scores
 
     def features(self, tokens: Tensor, pictures: Tensor, patches: Tensor) -> Tensor:
         """(B, prefix + n, W) after the last block and the model's norm."""
@@ -97,13 +107,14 @@ class Teams(nn.Module):
         return first.expand(patches.shape[0], -1)
 
 
-def find_teams(model: nn.Module, input_size: tuple[int, int]) -> Teams:
+def find_teams(model: nn.Module, shape: Sequence[int], scores: Scores | None = None) -> Teams:
     """The teams of a model in evaluation mode.
 
     Parameters
     ----------
-    model : maps images (B,3,H,W) to logits; left as it is.
-    input_size : (H, W) in pixels.
+    model : maps images to logits; left as it is.
+    shape : (channels, H, W) of an image.
+    scores : logits (B,C) to scores; None is a softmax.
 
     Raises
     ------
@@ -122,11 +133,11 @@ def find_teams(model: nn.Module, input_size: tuple[int, int]) -> Teams:
     ):
         raise NoTeams("its blocks are not a plain list that takes the patches of a grid")
     generator = torch.Generator().manual_seed(_SEED)
-    images = torch.randn(2, 3, *input_size, generator=generator)
+    images = torch.randn(2, *shape, generator=generator)
     with torch.no_grad():
         called = _watch(model, images)
         grid = (int(grid[0]), int(grid[1]))
-        teams = Teams(anything, grid, called.tokens.shape[-1], called.keywords)
+        teams = Teams(anything, grid, called.tokens.shape[-1], called.keywords, scores)
         _check_shapes(called, teams)
         try:
             _check(teams, called, generator)
@@ -157,7 +168,7 @@ def _watch(model: Any, images: Tensor) -> _Called:
 
     hooks = [b.register_forward_pre_hook(note, with_kwargs=True) for b in model.blocks]
     try:
-        logits = model(images)
+        logits = logits_of(model(images))
     except Exception as error:
         raise NoTeams("it does not run on two pictures") from error
     finally:

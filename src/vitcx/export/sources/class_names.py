@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from vitcx.export.graph.heads import Head
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
@@ -39,28 +40,42 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def resolve_class_names(
-    names: Sequence[str] | None, model: nn.Module, num_classes: int
+    names: Sequence[str] | None, known: Sequence[str] | None, head: Head, count: int
 ) -> tuple[str, ...]:
-    """`names` if given, those of the model's label set if timm knows it, or "class 0", ...
+    """`names` if given, those that are `known` if they fit, else the head's own: "class 0", ...
 
     Raises
     ------
     InputError
-        If `names` are not `num_classes`.
+        If `names` are not `count`.
     """
     if names is not None:
-        if len(names) != num_classes:
-            raise InputError(f"{len(names)} class names for {num_classes} classes")
+        if len(names) != count:
+            raise InputError(f"{len(names)} class names for {count} {_plural(head.target_kind)}")
         return tuple(names)
+    if known is not None and len(known) == count and head.name != "none":
+        return tuple(known)
+    return head.default_names
+
+
+def _plural(kind: str) -> str:
+    return {"class": "classes", "similarity": "similarities"}.get(kind, f"{kind}s")
+
+
+def label_set_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Names in a timm model's configuration, or of the ImageNet label set that it implies.
+
+    None if the model has another number of classes than its configuration, or timm knows no names.
+    """
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    known = _label_set_names(config) if config.get("num_classes") == num_classes else None
-    if known is not None and len(known) == num_classes:
-        return known
-    return tuple(f"class {index}" for index in range(num_classes))
+    count = getattr(model, "num_classes", None)
+    if not count or config.get("num_classes") != count:
+        return None
+    names = _names_of(config)
+    return names if names is not None and len(names) == count else None
 
 
-def _label_set_names(config: dict[str, Any]) -> tuple[str, ...] | None:
-    """Names in a timm configuration, or of the ImageNet label set that it implies."""
+def _names_of(config: dict[str, Any]) -> tuple[str, ...] | None:
     stated = config.get("label_names")
     if stated:
         described = config.get("label_descriptions") or {}

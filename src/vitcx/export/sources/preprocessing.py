@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_import import import_timm
-from vitcx.runtime.bundle import INTERPOLATIONS
+from vitcx.runtime.bundle import INTERPOLATIONS, Manifest
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.pictures.preprocess import prepare
 
 # timm's "border" pads the long side to a square: the whole picture is kept, so the nearest of ours
 # is "squash", which keeps it too and distorts instead of padding.
@@ -22,11 +27,16 @@ class Preprocessing:
     """The manifest's entries of the same names; `input_size` is (H, W) in pixels."""
 
     input_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     crop_fraction: float
     crop_mode: str
     interpolation: str
+
+    @property
+    def input_channels(self) -> int:
+        """How many a picture has; one for each of `mean`."""
+        return len(self.mean)
 
 
 def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
@@ -35,15 +45,10 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     Raises
     ------
     InputError
-        If the model does not take three channels, or its resize filter or crop is unknown.
+        If its resize filter or crop is unknown.
     """
     config: dict[str, Any] = import_timm().data.resolve_model_data_config(model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = size if size is not None else config["input_size"][-2:]
-    if len(config["mean"]) != 3 or len(config["std"]) != 3:
-        raise InputError(
-            f"the model takes {len(config['mean'])} channels, expected 3 (red, green, blue)"
-        )
+    height, width = input_size_of(model)
     if config["interpolation"] not in INTERPOLATIONS:
         raise InputError(
             f"the model's resize filter is {config['interpolation']!r}, "
@@ -53,15 +58,114 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
         raise InputError(
             f"the model's crop is {config['crop_mode']!r}, expected one of {', '.join(_CROP_MODES)}"
         )
-    mean, std = config["mean"], config["std"]
     return Preprocessing(
-        input_size=(int(height), int(width)),
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
+        input_size=(height, width),
+        mean=tuple(float(value) for value in config["mean"]),
+        std=tuple(float(value) for value in config["std"]),
         crop_fraction=float(config["crop_pct"]),
         crop_mode=_CROP_MODES[config["crop_mode"]],
         interpolation=config["interpolation"],
     )
+
+
+def input_size_of(model: nn.Module) -> tuple[int, int]:
+    """(H, W) that a timm model takes now."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = import_timm().data.resolve_model_data_config(model)["input_size"][-2:]
+    return int(size[0]), int(size[1])
+
+
+def input_channels(module: nn.Module) -> int:
+    """Channels of the pictures: those of the first convolution, or 3 where there is none."""
+    config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    named = config.get("first_conv")
+    for name in [named] if isinstance(named, str) else []:
+        try:
+            first = module.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(first, nn.Conv2d):
+            return first.in_channels
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels
+    return 3
+
+
+def override(
+    known: Preprocessing,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    interpolation: str | None,
+    crop: float | str | None,
+) -> Preprocessing:
+    """`known` with what the user says instead.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range, or no mean and std are known for the model's channels.
+    """
+    means = _each("mean", mean, known.mean, channels)
+    stds = _each("std", std, known.std, channels)
+    if min(stds) <= 0:
+        raise InputError(f"std is {stds}, expected numbers above 0")
+    if interpolation is not None and interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}"
+        )
+    mode, share = known.crop_mode, known.crop_fraction
+    if crop == "squash":
+        mode, share = "squash", 1.0
+    elif crop is not None:
+        try:
+            mode, share = "center", float(crop)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            raise InputError(f"crop is {crop!r}, expected a share in (0, 1] or squash")
+    return replace(
+        known,
+        mean=means,
+        std=stds,
+        interpolation=interpolation or known.interpolation,
+        crop_mode=mode,
+        crop_fraction=share,
+    )
+
+
+def _each(
+    name: str, given: Sequence[float] | None, known: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    """One finite number for each channel; one that is given stands for all."""
+    values = tuple(float(value) for value in (known if given is None else given))
+    if given is not None and len(values) == 1:
+        values *= channels
+    if len(values) != channels:
+        if given is None:
+            raise InputError(
+                f"the model takes {channels} channel{'s' if channels > 1 else ''}, and the {name} "
+                f"known for it is of {len(values)}: give --mean and --std, one number for each "
+                "channel or one for all"
+            )
+        raise InputError(f"{name} has {len(values)} numbers, and the model takes {channels}")
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} is {values}, expected finite numbers")
+    return values
+
+
+def read_references(
+    paths: Sequence[str | Path], preprocessing: Preprocessing
+) -> list[tuple[str, Tensor]]:
+    """Names and pixels (1,channels,H,W) of reference pictures, prepared as any picture."""
+    # The names of its attributes are the manifest's.
+    like = cast(Manifest, preprocessing)
+    return [
+        (Path(path).name, torch.from_numpy(prepare(Path(path), like).pixels[None]))
+        for path in paths
+    ]
 
 
 def preprocessing_of_spec(spec: ModelSpec) -> Preprocessing:

@@ -17,7 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ModelSpec:
     """Where a module's patch embedding is, and how its pictures are made.
 
-    The module maps images (B,3,H,W) float32, normalised by `mean` and `std`, to logits (B,C).
+    The module maps images (B,channels,H,W) float32, normalised by `mean` and `std`, to logits
+    (B,C).
 
     Attributes
     ----------
@@ -28,7 +29,7 @@ class ModelSpec:
     prefix_tokens : tokens before the patches ([CLS], registers), dropped; "BND" only.
     token_layout : axes of the submodule's output: "BND" tokens, row by row; "BHWD" channels last;
         "BDHW" channels first.
-    mean, std : per-channel normalisation of RGB values in [0, 1].
+    mean, std : normalisation of values in [0, 1], one number for each channel of the input.
     crop_fraction : in (0, 1]; the resized picture's share that the crop keeps.
     crop_mode : "center" or "squash", as in the bundle's manifest.
     interpolation : the resize filter, one of `vitcx.runtime.bundle.INTERPOLATIONS`.
@@ -47,8 +48,8 @@ class ModelSpec:
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
     token_layout: TokenLayout = "BND"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     crop_fraction: float = 1.0
     crop_mode: str = "center"
     interpolation: str = "bicubic"
@@ -75,6 +76,10 @@ class ModelSpec:
             raise InputError(
                 f"ModelSpec: prefix_tokens is {self.prefix_tokens}, but the layout "
                 f"{self.token_layout!r} has no tokens to drop: leave it 0"
+            )
+        if not self.mean or len(self.mean) != len(self.std):
+            raise InputError(
+                f"ModelSpec: mean {self.mean} and std {self.std} are not one each for a channel"
             )
         if min(self.input_size) < 1 or min(self.grid or (1, 1)) < 1 or self.prefix_tokens < 0:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from vitcx.export.graph.embedding import find_site
+from vitcx.export.graph.observing import check_attention
 from vitcx.export.quiet import only_errors_from
 from vitcx.export.sources.checkpoints import (
     head_classes,
@@ -16,6 +16,7 @@ from vitcx.export.sources.checkpoints import (
     mismatches,
     read_checkpoint,
 )
+from vitcx.export.sources.preprocessing import input_size_of
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
@@ -29,6 +30,8 @@ def timm_model(
     checkpoint: Path | None = None,
     num_classes: int | None = None,
     img_size: tuple[int, int] | None = None,
+    *,
+    headless: bool = False,
 ) -> tuple[nn.Module, str]:
     """A timm model with trained weights, and where they came from in words.
 
@@ -38,21 +41,28 @@ def timm_model(
     checkpoint : file of weights; None takes those of timm's hub.
     num_classes : None takes those of the checkpoint's head or the hub's.
     img_size : (H, W) in pixels; None keeps the model's own.
+    headless : take its classifier off, and give features.
 
     Raises
     ------
     InputError
-        For an unknown name, a model without patch embeddings, weights that do not fit or cannot be
-        had, or a size that the model cannot take.
+        For an unknown name, a model without attention or classes, weights that do not fit or
+        cannot be had, or a size that the model cannot take.
     """
     # Random weights first: what cannot be explained is refused before anything is downloaded.
     model = _create(name, pretrained=False)
-    find_site(model)
+    check_attention(model, input_size_of(model))
     if checkpoint is not None:
         _load(model, checkpoint, num_classes, img_size)
         source = f"checkpoint: {checkpoint.name} (sha256 {sha256_of(checkpoint)})"
     else:
         own = getattr(model, "num_classes", None)
+        if own == 0 and not headless:
+            raise InputError(
+                f"the hub's weights of '{name}' have no classifier, so there are no classes to "
+                "explain: give weights with one (--checkpoint), or explain the features: --head "
+                "none, with --reference PICTURE for a similarity"
+            )
         if num_classes is not None and num_classes != own:
             raise InputError(
                 f"num_classes is {num_classes}, but the hub's weights of '{name}' have {own} "
@@ -61,9 +71,11 @@ def timm_model(
         model = _create(name, pretrained=True)
         config = getattr(model, "pretrained_cfg", None) or {}
         source = f"timm hub: {config.get('hf_hub_id') or config.get('url') or name}"
+    if headless and getattr(model, "num_classes", None) not in (None, 0):
+        cast(Any, model).reset_classifier(0)
     if img_size is not None:
         resize(model, img_size)
-    return model, source
+    return model.eval(), source
 
 
 def resize(model: nn.Module, img_size: tuple[int, int]) -> None:

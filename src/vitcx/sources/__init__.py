@@ -1,1 +1,0 @@
-"""Where pictures come from: files, folders, patterns, lists and archives, for every command."""
