@@ -17,73 +17,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitcx
-from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
+from tests.serving.running import TIMEOUT, png, serving
+from tests.tiny_bundle import SIZE, random_picture
 from vitcx.cli import main
-from vitcx.runtime.errors import InputError
-
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
-    pytest.importorskip(module)
-httpx = pytest.importorskip("httpx")
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-TIMEOUT = 30
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("bundle")
-    write_tiny_bundle(folder)
-    return str(folder)
-
-
-@contextmanager
-def serving(
-    bundle: str, *more: str, token: str | None = None, at: str = "http://127.0.0.1:"
-) -> Iterator[tuple]:
-    """A server process and a client of it."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    environment.pop("VITCX_TOKEN", None)
-    if token:
-        environment["VITCX_TOKEN"] = token
-    words = [sys.executable, "-m", "vitcx", "serve", "--bundle", bundle, "--port", "0"]
-    words += ["--engine", "onnxruntime", "--threads", "1", "--batch-size", "8", *more]
-    process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        if process.poll() is not None:  # else there is more to come, without end
-            line += process.stdout.read()
-        assert at in line
-        url = next(word for word in line.split() if word.startswith("http"))
-        with httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
-            yield process, client
-    finally:
-        process.kill()
-        process.wait(TIMEOUT)
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def client(bundle: str) -> Iterator:
-    with serving(bundle) as (_, client):
-        yield client
-
-
-def png(seed: int = 0, size: tuple[int, int] = (40, 36)) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(random_picture(seed, size)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def test_upload_gives_what_the_library_gives(client, bundle: str) -> None:
@@ -403,30 +348,6 @@ def test_open_inference_refuses_in_a_sentence(client, body: bytes) -> None:
     answer = client.post("v2/models/tiny/infer", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]
-
-
-@pytest.mark.parametrize("data", [[1.7], [1.0], [True], ["1"]])
-def test_targets_that_are_no_whole_numbers_are_refused(data) -> None:
-    from vitcx.serving.open_inference import decode
-
-    pixels = {"name": "images", "datatype": "FP32", "shape": [1, 3, 1, 1], "data": [0, 0, 0]}
-    classes = {"name": "targets", "datatype": "INT64", "shape": [1], "data": data}
-    with pytest.raises(InputError, match="'targets' are not whole numbers"):
-        decode(json.dumps({"inputs": [pixels, classes]}).encode(), None)
-
-
-def test_an_answer_of_too_many_maps_is_refused_before_it_is_made() -> None:
-    from vitcx.serving.open_inference import decode
-
-    def body(images: int, targets: int) -> bytes:
-        pixels = {"name": "images", "datatype": "FP32", "shape": [images, 3, 1, 1]}
-        classes = {"name": "targets", "datatype": "INT64", "shape": [targets]}
-        inputs = [pixels | {"data": [0] * 3 * images}, classes | {"data": [0] * targets}]
-        return json.dumps({"inputs": inputs}).encode()
-
-    assert len(decode(body(64, 4), None).images) == 64
-    with pytest.raises(InputError, match="64 images times 5 targets: at most 256"):
-        decode(body(64, 5), None)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +16,7 @@ from vitcx.runtime.errors import EngineError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline.pipeline import Pipeline
+from vitcx.runtime.pipeline.ticket import Ticket
 from vitcx.runtime.settings import Request
 from vitcx.serving.bodies import Bodies
 from vitcx.serving.figures import Figures
@@ -126,12 +129,10 @@ class Admission:
         """
         start = time.monotonic()
         tickets = [self.pipeline.submit(request) for request in requests]
-        answers = asyncio.gather(
-            *(asyncio.wrap_future(ticket) for ticket in tickets), return_exceptions=True
-        )
+        answers = _all_done(tickets)
         gone = asyncio.ensure_future(disconnected())
-        waited: set[asyncio.Future[Any]] = {answers, gone}
         try:
+            waited: set[asyncio.Future[Any]] = {answers, gone}
             await asyncio.wait(
                 waited,
                 timeout=max(0.0, deadline - start),
@@ -147,7 +148,6 @@ class Admission:
             gone.cancel()
             for ticket in tickets:
                 ticket.cancel()
-            answers.cancel()
         results: list[Explanation] = []
         for ticket in tickets:
             error = ticket.exception()
@@ -176,3 +176,27 @@ class Admission:
 
     def _note_batch(self, rows: int, scores: Scores) -> None:
         self.figures.note_batch(rows / self.explainer.session.batch_size)
+
+
+def _all_done(tickets: list[Ticket]) -> asyncio.Future[None]:
+    """A future of the running loop, done when every ticket is, however each ended.
+
+    It may be left alone: nothing complains of answers that nobody waits for any more.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    left = len(tickets)
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if not left and not done.done():
+            done.set_result(None)
+
+    def tell(ticket: Future[Explanation]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
+            loop.call_soon_threadsafe(count)
+
+    for ticket in tickets:
+        ticket.add_done_callback(tell)
+    return done
