@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,3 +116,13 @@ def serving_here(explainer: Explainer, limits: Limits, **more: Any) -> Iterator[
         finally:
             server.should_exit = True
             thread.join(TIMEOUT)
+
+
+def comes(condition: Callable[[], bool]) -> bool:
+    """Whether it does, before long."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 import vitcx
 from tests.serving.running import (
     TIMEOUT,
+    comes,
     connect,
     figure,
     head,
@@ -44,16 +45,6 @@ def is_served(client: Any) -> bool:
         own.sendall(head("/healthz", "Connection: close", method="GET"))
         probed = until_closed(own).startswith(b"HTTP/1.1 200 ")
     return probed and client.post("v1/explain", files={"image": png()}).status_code == 200
-
-
-def comes(condition: Callable[[], bool]) -> bool:
-    """Whether it does, before long."""
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def cut(client: Any, reason: str) -> float:
