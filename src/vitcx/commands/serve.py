@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import socket
 from pathlib import Path
 
 import click
 import numpy as np
+from PIL import Image
 
 from vitcx.commands.options import engine_options
 from vitcx.runtime.errors import MissingExtraError
-from vitcx.runtime.explainer import load
+from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS, decode_apart
 
 LOG_FORMATS = ("text", "json")
 _MODULES = (
@@ -102,15 +105,22 @@ def command(
         _listen(host, port) as listening,  # before the model is loaded, which takes its time
         load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
     ):
-        # A pass of each graph, so that the first client does not pay for what is done once.
-        nothing = np.zeros((1, 3, *explainer.manifest.input_size), np.float32)
-        explainer.session.encode(nothing)
-        explainer.session.predict(nothing)
+        _warm_up(explainer)
         app = make_app(explainer, limits, token, hosts)
         # Ctrl-C is the way to stop it, and no failure.
         with server_log(log_format), contextlib.suppress(KeyboardInterrupt):
             Server(app, _announce).run(sockets=[listening])
     return 0
+
+
+def _warm_up(explainer: Explainer) -> None:
+    """Do what is done once, so that no client waits: a pass of each graph, a decoder's start."""
+    nothing = np.zeros((1, 3, *explainer.manifest.input_size), np.float32)
+    explainer.session.encode(nothing)
+    explainer.session.predict(nothing)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    decode_apart(picture.getvalue(), "the first picture", 64, DECODE_SECONDS)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -23,6 +23,10 @@ class EngineError(VitcxError, RuntimeError):
     """An engine that was asked for by name and cannot run here."""
 
 
+class NoAnswerError(EngineError):
+    """An engine that works and has no finite number for a picture, or for its masked versions."""
+
+
 class MissingExtraError(VitcxError, ImportError):
     """An optional dependency that is not installed.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vitcx.runtime.engines.session import Scores
-from vitcx.runtime.errors import EngineError
+from vitcx.runtime.errors import EngineError, NoAnswerError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline.pipeline import Pipeline
@@ -156,10 +156,12 @@ class Admission:
             elif ticket.engine_failed:
                 self.figures.note_reject("engine")
                 raise Refused(503, "the engine failed: try again later, or tell the operator")
-            elif isinstance(error, EngineError):
-                # The engine works: it is these pixels, or this noise, that it has no number for.
+            elif isinstance(error, NoAnswerError):
                 self.figures.note_reject("no_answer")
                 raise Refused(422, str(error))
+            elif isinstance(error, EngineError):  # no process to decode the picture, for one
+                self.figures.note_reject("engine")
+                raise Refused(503, f"{error}: try again later, or tell the operator")
             else:
                 raise error
         self._note_answer(start, results)

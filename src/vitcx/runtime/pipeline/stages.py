@@ -18,7 +18,7 @@ from vitcx.kernels.host.blend import DROPPED, KEPT
 from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.engines.session import Session
-from vitcx.runtime.errors import BundleError, EngineError, InputError
+from vitcx.runtime.errors import BundleError, InputError, NoAnswerError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.method.aggregation import aggregate, coverage_of
 from vitcx.runtime.method.estimators.estimator import Estimator
@@ -94,7 +94,7 @@ class Steps:
         start = time.perf_counter()
         settings = work.request.settings
         if not (np.isfinite(work.embedding).all() and np.isfinite(work.probabilities).all()):
-            raise EngineError(
+            raise NoAnswerError(
                 "the model gives NaN or infinite values for this picture: the bundle's precision "
                 f"({self.manifest.precision}) or its weights cannot be used"
             )
@@ -165,7 +165,7 @@ class Steps:
         base = work.probabilities[scoring.targets]
         impacts = np.ascontiguousarray(estimator.impacts(scoring.scores, base).T)
         if not np.isfinite(impacts).all():
-            raise EngineError(
+            raise NoAnswerError(
                 "the model gives NaN or infinite scores for masked versions of this picture: the "
                 f"bundle's precision ({self.manifest.precision}) or its weights cannot be used"
             )
