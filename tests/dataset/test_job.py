@@ -24,8 +24,6 @@ from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.cli import main
 from vitcx.commands.progress import progress_bar
 from vitcx.dataset.job import Summary
-from vitcx.dataset.sources import list_items
-from vitcx.runtime.errors import InputError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -105,29 +103,6 @@ def test_lists_bring_targets_and_boxes(pictures: Path, tmp_path: Path, bundle: s
     assert [row["target_name"] for row in rows[:2]] == ["cat", "dog"]
     assert [row["peak_in_box"] for row in rows[:2]] == [True, False]
     assert "cow" in rows[2]["error"]
-    listed = [{key: line[key] for key in ("path", "target")} for line in lines[:2]]
-    pq.write_table(pa.Table.from_pylist(listed), tmp_path / "list.parquet")
-    assert [item.target for item in list_items(str(tmp_path / "list.parquet"))] == ["cat", 3]
-
-
-def test_a_parquet_list_in_which_targets_are_missing_or_are_no_classes(tmp_path: Path) -> None:
-    path = tmp_path / "list.parquet"
-    paths = ["a.png", "b.png", "c.png"]
-    # A column of whole numbers with a gap is floats in pandas.
-    pq.write_table(pa.table({"path": paths, "target": [3.0, None, 0.0]}), path)
-    assert [item.target for item in list_items(str(path))] == [3, None, 0]
-    for wrong in (b"cat", 1.5, True):
-        pq.write_table(pa.table({"path": paths, "target": [wrong] * 3}), path)
-        with pytest.raises(InputError, match=r"row 1 of .* has a target that is neither"):
-            list_items(str(path))
-
-
-def test_a_csv_list_in_which_targets_are_missing_has_indices_with_a_point(tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    path.write_text(",path,target\n0,a.png,3.0\n1,b.png,\n2,c.png,0.0\n")  # as pandas writes it
-    assert [item.target for item in list_items(str(path))] == [3, None, 0]
-    path.write_text("path,target\na.png,1.5\nb.png,007\nc.png,tabby cat\n")
-    assert [item.target for item in list_items(str(path))] == ["1.5", 7, "tabby cat"]
 
 
 def test_a_box_that_is_not_a_number_is_none(pictures: Path, tmp_path: Path, bundle: str) -> None:
@@ -153,22 +128,6 @@ def test_webdataset_shards(pictures: Path, tmp_path: Path, bundle: str) -> None:
     rows = pq.read_table(tmp_path / "tar").to_pylist()
     assert [row["target"] for row in rows] == [0, 1, 2, 0, 1, 2]
     assert rows[0]["path"].endswith("s-0.tar/000.png")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "where,target\nx.png,1\n", "one of path"),
-        ("b.csv", "path\n", "empty"),
-        ("c.tar", "not a tar", "tar archive"),
-        ("d.parquet", "no", "Parquet"),
-        ("e.doc", "no", "neither a picture"),
-    ],
-)
-def test_bad_sources_are_said(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=message):
-        list_items(str(tmp_path / name))
 
 
 def test_resuming_asks_and_checks(

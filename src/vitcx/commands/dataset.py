@@ -17,8 +17,8 @@ from vitcx.commands.progress import progress_bar, skip
 from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
-from vitcx.dataset.sources import list_items
 from vitcx.runtime.explainer import load
+from vitcx.sources.listing import list_items
 
 
 @click.command("dataset")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,23 @@ from rich.console import Console
 
 from vitcx.commands.options import check_out_folder, engine_options
 from vitcx.commands.progress import count, progress_bar
+from vitcx.commands.terminal import say
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.report import draw_curves, draw_table, notes
 from vitcx.evaluation.study import engine_method, run_study, summarise
-from vitcx.evaluation.subjects import Subject, find_pictures, picture_subjects, scene_subjects
+from vitcx.evaluation.subjects import (
+    Listed,
+    Subject,
+    list_pictures,
+    read_subjects,
+    scene_subjects,
+)
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
+from vitcx.sources.listing import list_all
 
 
 @click.command("evaluate")
@@ -71,30 +80,43 @@ def command(
     batch_size: int | None,
     allow_imprecise: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Measure how faithful explanations are.
 
-    IMAGES are files or folders; without any, drawn scenes are taken, of which the bundle 'demo'
+    IMAGES are files, folders, quoted patterns, .csv or .parquet lists (columns path, target, x0,
+    y0, x1, y1), or .tar shards; without any, drawn scenes are taken, of which the bundle 'demo'
     knows the truth. Deletion and insertion curves; with boxes, pointing and localisation too. With
-    --out, a run that was stopped goes on where it was.
+    --out, a run that was stopped goes on where it was. A picture that cannot be read is left out,
+    and the exit code is 2.
     """
     check_settings(steps, canvas)
-    if explain_label and annotations is None:
-        raise InputError("--explain-label needs --annotations, the CSV with the classes")
     if out is not None:
         check_out_folder(out)
-    known = read_annotations(annotations) if annotations else {}
-    pictures = find_pictures(images)[:limit]
+    annotated = read_annotations(annotations) if annotations else {}
+    items = list_all(images)[:limit]
+    if explain_label and annotations is None and not any(item.target for item in items):
+        raise InputError(
+            "--explain-label needs --annotations, the CSV with the classes, or a list that has them"
+        )
+    failed: dict[str, str] = {}
+
+    def refused(picture: Listed, error: InputError) -> None:
+        if picture.name not in failed:
+            failed[picture.name] = f"{error}"
+            say(f"vitcx: {error}", err=True)
+
     with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
         manifest = explainer.manifest
+        listed = list_pictures(items, annotated, manifest.class_names, explain_label=explain_label)
+        scene_list = [] if items else list(scene_subjects(manifest, limit or scenes))
 
-        def subjects() -> list[Subject]:
-            if not pictures:
-                return list(scene_subjects(manifest, limit or scenes))
-            return list(
-                picture_subjects(
-                    pictures, manifest, known, explain_label=explain_label, squash=squash
-                )
+        def subjects() -> Iterable[Subject]:
+            """Read again for each method: all at once may be more than the memory holds."""
+            if scene_list:
+                return scene_list
+            left = [one for one in listed if one.name not in failed]
+            return read_subjects(
+                left, manifest, explain_label=explain_label, squash=squash, refused=refused
             )
 
         context = {
@@ -104,17 +126,17 @@ def command(
             "squash": squash,
             "explain_label": explain_label,
         }
-        records = Records(out / "records.jsonl" if out else None, context)
         methods = {variant: engine_method(explainer, variant) for variant in variants}
-        chosen = subjects()
-        if not chosen:
+        names = {one.name for one in listed} or {subject.name for subject in scene_list}
+        if not names:
             raise InputError("no picture is left: --explain-label leaves out those not annotated")
+        records = Records(out / "records.jsonl" if out else None, context)
         with progress_bar() as progress:
-            bars = {name: progress.add_task(name, total=len(chosen)) for name in methods}
+            bars = {name: progress.add_task(name, total=len(names)) for name in methods}
             run_study(
                 explainer.session,
                 methods,
-                lambda: chosen,
+                subjects,
                 records,
                 steps=steps,
                 canvas=canvas,
@@ -125,20 +147,27 @@ def command(
             "precision": manifest.precision,
             "engine": explainer.session.engine,
         }
-    names = {subject.name for subject in chosen}
+    names -= failed.keys()
+    if not names:
+        raise InputError(f"none of {len(failed)} pictures could be read")
     summary = summarise(
         record for record in records if record["method"] in methods and record["image"] in names
     )
     report: dict[str, Any] = {"settings": context, "provenance": provenance, "methods": summary}
+    if failed:
+        report["failed"] = failed
     if out is not None:
         _write(out, report)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
-        return
+        return 2 if failed else 0
     console = Console(width=None if Console().is_terminal else 140)
     console.print(draw_table(summary))
     for note in notes(summary):
         console.print(note, style="dim", highlight=False)
+    if failed:
+        say(f"vitcx: {len(failed)} of {len(names) + len(failed)} pictures are left out", err=True)
+    return 2 if failed else 0
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Jobs over data sets: what goes in (`sources`), what comes out (`shards`), resuming (`job`)."""
+"""Jobs over data sets: what comes out (`shards`), and resuming (`job`)."""

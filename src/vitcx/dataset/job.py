@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from vitcx.dataset.shards import DIGESTS_NAME, errors_in, is_whole, rows_of, write_shard
-from vitcx.dataset.sources import Item, digest_of
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
+from vitcx.sources.items import Item, digest_of
 
 log = logging.getLogger("vitcx")
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from vitcx.dataset.job import Job, Output, Summary
 from vitcx.dataset.shards import errors_in
-from vitcx.dataset.sources import Item
 from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
+from vitcx.sources.items import Item
 
 # A shard whose worker dies is tried again this often before the job fails.
 RETRIES = 5

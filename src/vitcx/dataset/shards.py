@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitcx.dataset.sources import Item
 from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explanation import Explanation
+from vitcx.sources.items import Item
 
 # Readers of Parquet folders pass over names that begin with an underscore.
 DIGESTS_NAME = "_digests"

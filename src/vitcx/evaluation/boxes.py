@@ -6,7 +6,6 @@ Boxes are (x0, y0, x1, y1) in pixels, half-open; pixel (row, column) has its cen
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 
 from vitcx.runtime.errors import InputError
+from vitcx.sources.items import Box
+from vitcx.sources.lists import BOX_COLUMNS, open_csv
 
 FloatArray = NDArray[np.float32]
-Box = tuple[float, float, float, float]
 
 # Shares of the map's range at which it is cut; the published measure takes the best one
 # (MaxBoxAcc: Choe et al., "Evaluating weakly supervised object localization methods right", 2020).
@@ -42,30 +42,23 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     InputError
         If the file cannot be read, lacks columns, or has a value that is no number.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = set(reader.fieldnames or ())
-            lines = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read '{path}': {error}") from None
-    corners = ("x0", "y0", "x1", "y1")
-    has_boxes = columns >= set(corners)
-    if "file" not in columns or not (has_boxes or "class_index" in columns):
-        raise InputError(
-            f"'{path}' has the columns {', '.join(sorted(columns)) or 'none'}: it needs 'file' and "
-            "'class_index' and/or 'x0, y0, x1, y1'"
-        )
     found: dict[str, Annotation] = {}
-    for number, line in enumerate(lines, start=2):
-        before = found.get(line["file"], Annotation())
-        try:
-            index = int(line["class_index"]) if line.get("class_index") else before.class_index
-            box = tuple(float(line[c]) for c in corners) if has_boxes else None
-        except (TypeError, ValueError) as error:
-            raise InputError(f"'{path}', line {number}: {error}") from None
-        boxes = before.boxes if box is None else (*before.boxes, (box[0], box[1], box[2], box[3]))
-        found[line["file"]] = Annotation(index, boxes)
+    with open_csv(path) as (columns, lines):
+        has_boxes = {*BOX_COLUMNS} <= {*columns}
+        if "file" not in columns or not (has_boxes or "class_index" in columns):
+            raise InputError(
+                f"'{path}' has the columns {', '.join(sorted(columns)) or 'none'}: it needs 'file' "
+                "and 'class_index' and/or 'x0, y0, x1, y1'"
+            )
+        for number, line in lines:
+            before = found.get(line["file"], Annotation())
+            try:
+                index = int(line["class_index"]) if line.get("class_index") else before.class_index
+                box = tuple(float(line[c]) for c in BOX_COLUMNS) if has_boxes else None
+            except (TypeError, ValueError) as error:
+                raise InputError(f"'{path}', line {number}: {error}") from None
+            more = () if box is None else ((box[0], box[1], box[2], box[3]),)
+            found[line["file"]] = Annotation(index, (*before.boxes, *more))
     return found
 
 

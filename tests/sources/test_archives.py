@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.cli import main
-from vitcx.dataset import sources
-from vitcx.dataset.sources import list_items
 from vitcx.runtime.errors import InputError
+from vitcx.sources import archives
+from vitcx.sources.listing import list_items
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -100,7 +100,7 @@ def test_links_devices_and_sparse_members_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_member_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MOST_MEMBER_BYTES", len(png()) + 100)
+    monkeypatch.setattr(archives, "MOST_MEMBER_BYTES", len(png()) + 100)
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         add(archive, "0.png", png() + bytes(101))
         add(archive, "1.png", png() + bytes(100))
