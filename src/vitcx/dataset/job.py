@@ -22,6 +22,7 @@ from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pictures.overlay import drawing
 from vitcx.sources.items import Item, digest_of
 
 log = logging.getLogger("vitcx")
@@ -159,7 +160,7 @@ class Job:
         name = f"{index:08d}_{_shown(Path(item.path).stem)}"
         for i, target in enumerate(result.targets):
             end = "" if i == 0 else f".{target}"
-            with replacing(self._out / OVERLAYS_NAME / f"{name}{end}.png") as path:
+            with replacing(self._out / OVERLAYS_NAME / f"{name}{end}.png") as path, drawing():
                 result.overlay(i, caption=True).save(path)
 
     def _begin(self, resume: bool) -> None:

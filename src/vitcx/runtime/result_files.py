@@ -25,6 +25,7 @@ from PIL import Image
 
 from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.pictures.overlay import drawing
 
 # Bytes of a file name that a stem leaves free: for "_2", ".figure.png" and a temporary name.
 _NAME_ROOM = 48
@@ -242,5 +243,5 @@ def _write(
 
 def _write_overlays(result: Result, files: dict[str, Path]) -> None:
     for i, index in enumerate(result.targets):
-        with replacing(files["overlay" if i == 0 else f"overlay_{index}"]) as path:
+        with replacing(files["overlay" if i == 0 else f"overlay_{index}"]) as path, drawing():
             result.overlay(i, caption=True).save(path)

@@ -15,6 +15,7 @@ from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.colormap import color_table
+from vitcx.runtime.pictures.overlay import drawing
 from vitcx.serving.limits import Limits
 from vitcx.serving.reading import Asked, check_answer, count_targets, most_masks
 
@@ -83,7 +84,8 @@ def render(result: Explanation, asked: Asked, kind: str, limits: Limits) -> byte
     if kind == PNG:
         check_answer(3 * result.original.width * result.original.height, limits)
         buffer = io.BytesIO()
-        result.overlay(0, strength=asked.strength).save(buffer, "png")
+        with drawing():
+            result.overlay(0, strength=asked.strength).save(buffer, "png")
         return buffer.getvalue()
     if kind == NPZ:
         buffer = io.BytesIO()

@@ -1,14 +1,29 @@
 """The colour map, the overlay and the files written."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.oracle import overlay as oracle
 from tests.runtime.numpy_session import numpy_explainer, picture
+from vitcx.runtime.pictures import overlay as drawn
 from vitcx.runtime.pictures.colormap import color_table, colorize, oklab_path
-from vitcx.runtime.pictures.overlay import add_caption, heat_on_original, overlay
+from vitcx.runtime.pictures.overlay import (
+    MOST_DRAWN,
+    add_caption,
+    drawing,
+    heat_of_pixels,
+    overlay,
+    seen_pixels,
+)
 
 
 def test_the_colour_map_is_perceptually_uniform():
@@ -27,15 +42,102 @@ def test_the_colour_map_is_perceptually_uniform():
 def test_heat_lies_where_the_model_saw_it():
     heat = np.zeros((4, 4), np.float32)
     heat[1, 2] = 1
-    laid, seen = heat_on_original(heat, (100, 60), (20, 10, 60, 50))
-    assert seen.sum() == 40 * 40
-    assert seen[10:50, 20:60].all()
-    assert (laid[~seen] == 0).all()
+    box = (20.0, 10.0, 60.0, 50.0)
+    part = seen_pixels((100, 60), box)
+    assert part == (20, 10, 60, 50)
+    laid = np.asarray(heat_of_pixels(heat, box, part))
     # The hot cell spans x 40..50 and y 20..30; its centre is the only place at full heat.
     row, column = np.unravel_index(laid.argmax(), laid.shape)
-    assert (row, column) in {(24, 44), (24, 45), (25, 44), (25, 45)}
-    assert laid[25, 45] > 0.9
-    assert laid[45, 25] == 0
+    assert (row, column) in {(14, 24), (14, 25), (15, 24), (15, 25)}
+    assert laid[15, 25] > 0.9 * 255
+    assert laid[35, 5] == 0
+    assert seen_pixels((100, 60), (-3.0, 9.6, 200.0, 50.4)) == (0, 10, 100, 50)
+    assert seen_pixels((100, 60), (20.2, 10.6, 30.6, 10.9)) == (20, 11, 31, 11)  # none
+
+
+# The heat and its opacity are rounded to 8 bits each, and so is every step between: each costs at
+# most half a level of 255.
+OVERLAY_LEVELS = 3
+
+
+@pytest.mark.parametrize("strip", [1, 70, 1 << 18])
+@pytest.mark.parametrize(
+    ("size", "box", "strength"),
+    [
+        ((37, 23), (0.0, 0.0, 37.0, 23.0), 0.8),
+        ((37, 23), (7.3, -2.7, 30.1, 25.7), 1.0),
+        ((23, 41), (-5.2, 3.5, 19.5, 28.49), 0.3),
+        ((1, 30), (0.0, 0.0, 1.0, 30.0), 0.5),
+        ((30, 1), (2.0, -14.0, 31.0, 15.0), 0.5),
+    ],
+)
+def test_the_overlay_is_the_slow_one(size, box, strength, strip, monkeypatch):
+    monkeypatch.setattr(drawn, "_STRIP_PIXELS", strip)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    heat = rng.random((5, 6)).astype(np.float32)
+    expected = oracle.overlay(pixels, heat, color_table(), box, strength)
+    result = np.asarray(overlay(Image.fromarray(pixels), heat, box, strength))
+    np.testing.assert_allclose(result, expected, atol=OVERLAY_LEVELS)
+    assert np.abs(result - expected).mean() < 0.6  # rounding, and no shift
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are told in other units")
+def test_the_overlay_of_a_large_picture_takes_little_beside_it():
+    script = """
+import resource
+import numpy as np
+from PIL import Image
+from vitcx.runtime.pictures.overlay import overlay
+heat = np.random.default_rng(0).random((14, 14)).astype(np.float32)
+overlay(Image.new("RGB", (20, 20)), heat, (0, 0, 20, 20), 0.8)
+picture = Image.new("RGB", (4000, 4000), "white")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+overlay(picture, heat, (-3.5, 40, 4010, 3000), 0.8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    source = Path(__file__).resolve().parents[3] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    # Four bytes a pixel are the result; it was sixty.
+    assert int(done.stdout) < 8 * 4000 * 4000
+
+
+def test_few_overlays_are_drawn_at_once(monkeypatch):
+    inside, most, lock = [0], [0], threading.Lock()
+    real = drawn.heat_of_pixels
+
+    def watched(*given):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        with lock:
+            inside[0] -= 1
+        return real(*given)
+
+    monkeypatch.setattr(drawn, "heat_of_pixels", watched)
+
+    def draw():
+        with drawing(), drawing():  # a thread that holds a place takes no second
+            overlay(Image.new("RGB", (8, 8)), np.ones((2, 2), np.float32), (0, 0, 8, 8), 1.0)
+
+    threads = [threading.Thread(target=draw) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == MOST_DRAWN
+    with drawing():
+        pass
+
+
+def test_a_caption_does_not_outgrow_a_picture_of_one_row():
+    thin = Image.new("RGB", (2_000_000, 1))
+    assert add_caption(thin, "cat") is thin
+    assert add_caption(Image.new("RGB", (12_000, 300)), "cat").height <= 300 + 2 * 160
 
 
 def test_the_overlay_colours_only_what_was_seen():
