@@ -23,7 +23,7 @@ from vitcx.runtime.errors import VitcxError
 
 # Name -> (module, one line of help). The help stands here so that `vitcx --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("vitcx.commands.demo", "Try it: explain drawn scenes with the built-in model."),
+    "demo": ("vitcx.commands.demo", "Try it: explain drawn scenes with the embedded model."),
     "explain": ("vitcx.commands.explain", "Explain pictures: an overlay, arrays and a summary."),
     "export": ("vitcx.commands.export", "Make a bundle of a PyTorch or timm model."),
     "dataset": ("vitcx.commands.dataset", "Explain a whole data set into Parquet files."),
@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GREETING = """\
 vitcx shows which parts of a picture a Vision Transformer's answer rests on.
 
-Try the built-in model:      vitcx demo --out out
+Try the embedded model:      vitcx demo --out out
 Make a bundle of a model:    vitcx export vit_base_patch16_224 --out vit_base
 Explain your own picture:    vitcx explain photo.jpg --bundle vit_base --out out
 

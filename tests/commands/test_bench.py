@@ -68,3 +68,10 @@ speed.Path = lambda name: Path("nowhere")
 assert speed.peak_memory() is None
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_presets_methods_and_estimators_are_rows(two, capsys):
+    words = ["--preset", "quick", "--method", "occlusion", "--estimator", "fast", "--quick"]
+    assert main(["bench", "--bundle", "one", "--threads", "1", *words]) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [name.rpartition(" ")[2] for name in results] == ["quick", "occlusion", "fast"]

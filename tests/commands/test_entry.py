@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from vitcx.cli import main
+from vitcx import cli
+from vitcx.cli import COMMANDS, main
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,15 @@ def test_a_group_alone_shows_its_help(capsys):
     assert "take" in out
     assert len(out.splitlines()) > 5
     assert err == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_an_example_and_explains_every_option(capsys, name):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"vitcx {name}" in out.partition("Options:")[0].partition("\n")[2]
+    command = cli.root.get_command(None, name)
+    assert all(p.help for p in command.params if p.param_type_name == "option")
 
 
 @pytest.mark.parametrize("words", [["-v", "doctor"], ["doctor", "-v"], ["plan", "take", "-v"]])
@@ -71,7 +81,8 @@ def test_what_nobody_expected_is_one_line_and_exit_code_1(capsys, monkeypatch):
 def test_completion_lists_commands_without_importing_them():
     program = """
 import sys
-from vitcx.cli import main
+from vitcx import cli
+from vitcx.cli import COMMANDS, main
 try:
     main([])
 finally:

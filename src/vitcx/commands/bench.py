@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ from vitcx.runtime.digests import replacing
 from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.errors import EngineError, InputError, MissingExtraError
 from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.method.estimators.registry import ESTIMATORS
+from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.preprocess import prepare
+from vitcx.runtime.presets import PRESET_NAMES
 
 _NOISE_PICTURES = 2
 
@@ -51,7 +54,8 @@ _NOISE_PICTURES = 2
     default=("auto",),
     show_default=True,
     type=click.Choice(ENGINE_NAMES),
-    help="Repeat it to compare engines.",
+    metavar="NAME",
+    help=f"One of {', '.join(ENGINE_NAMES)}. Repeat it to compare engines.",
 )
 @click.option(
     "--batch-size",
@@ -61,13 +65,26 @@ _NOISE_PICTURES = 2
     help="Repeat it to compare sizes.  [default: the engine's]",
 )
 @click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(PRESET_NAMES),
+    help="Repeat it to compare presets.  [default: paper and quick]",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(tuple(METHODS)),
+    help="Repeat it to compare methods.",
+)
+@click.option(
     "--estimator",
     "estimators",
     multiple=True,
-    default=("paper", "fast"),
-    show_default=True,
-    type=click.Choice(("paper", "fast", "antithetic")),
-    help="Repeat it to compare estimators.",
+    type=click.Choice(tuple(ESTIMATORS)),
+    metavar="NAME",
+    help=f"One of {', '.join(ESTIMATORS)}. Repeat it to compare estimators.",
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
 @imprecise_option
@@ -85,6 +102,8 @@ def command(
     bundles: tuple[str, ...],
     engines: tuple[str, ...],
     batch_sizes: tuple[int, ...],
+    presets: tuple[str, ...],
+    methods: tuple[str, ...],
     estimators: tuple[str, ...],
     threads: int | None,
     allow_imprecise: bool,
@@ -107,6 +126,11 @@ def command(
     if out is not None and out.is_dir():
         raise InputError(f"--out '{out}' is a folder: give a file")
     bundles = tuple(dict.fromkeys(bundles))
+    chosen = [
+        {kind: name}
+        for kind, names in (("preset", presets), ("method", methods), ("estimator", estimators))
+        for name in dict.fromkeys(names)
+    ] or [{"preset": "paper"}, {"preset": "quick"}]
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[int], Any]] = {}
     left_out: dict[str, str] = {}
@@ -122,11 +146,12 @@ def command(
                 left_out[f"{bundle} on {engine}"] = str(error)
                 continue
             shown = bundle if len(bundles) > 1 else ""
-            for name, estimator in _named(explainer, shown, dict.fromkeys(estimators)):
+            for settings in chosen:
+                name = f"{_name(explainer, shown)} {' '.join(settings.values())}"
                 if name in rows:
                     left_out[f"{bundle} on {engine}"] = f"it is measured already, as {name}"
                     continue
-                rows[name], calls[name] = _prepare(explainer, images, {"estimator": estimator})
+                rows[name], calls[name] = _prepare(explainer, images, settings)
         if not calls:
             raise EngineError("; ".join(dict.fromkeys(left_out.values())))
         samples = interleave(calls, len(images) or _NOISE_PICTURES, rounds)
@@ -148,21 +173,17 @@ def command(
     say_json(report)
 
 
-def _named(
-    explainer: Explainer, bundle: str, estimators: Sequence[str] | dict[str, None]
-) -> Iterator[tuple[str, str]]:
-    """What the rows of an explainer are called, and their estimators.
+def _name(explainer: Explainer, bundle: str) -> str:
+    """What the rows of an explainer are called.
 
     `bundle` tells apart bundles of one model; "" where there is only one.
     """
     manifest, session = explainer.manifest, explainer.session
     where = f"{bundle}: " if bundle else ""
-    for estimator in estimators:
-        yield (
-            f"{where}{manifest.model_name} {manifest.precision} {session.engine} "
-            f"batch {session.batch_size} {estimator}",
-            estimator,
-        )
+    return (
+        f"{where}{manifest.model_name} {manifest.precision} {session.engine} "
+        f"batch {session.batch_size}"
+    )
 
 
 def _prepare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,15 @@ import click
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from vitcx.commands.explain import parse_targets
-from vitcx.commands.options import engine_options, given_settings, setting_options
+from vitcx.commands.options import (
+    SectionedCommand,
+    bundle_option,
+    engine_options,
+    given_settings,
+    setting_options,
+)
 from vitcx.commands.progress import progress_bar, skip
+from vitcx.commands.terminal import say, say_json
 from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
@@ -21,29 +27,55 @@ from vitcx.runtime.explainer import load
 from vitcx.sources.listing import list_items
 
 
-@click.command("dataset")
+@click.command("dataset", cls=SectionedCommand)
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--resume", is_flag=True, help="Go on with the job that was begun in --out.")
-@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the job that --out holds, where it stopped."
+)
+@bundle_option
 @click.option(
     "--target",
     "targets",
     multiple=True,
-    help="top1 (default), top5, a class index or name; a list's own targets go first.",
+    help="Class to explain: a name, an index, or top5. Repeat it for several. The targets in a "
+    "list go first.  [default: top1]",
 )
-@click.option("--resolution", default="patch", show_default=True, type=click.Choice(RESOLUTIONS))
-@click.option("--dtype", default="float16", show_default=True, type=click.Choice(DTYPES))
-@click.option("--shard-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--resolution",
+    default="patch",
+    show_default=True,
+    type=click.Choice(RESOLUTIONS),
+    help="Of the stored maps: the model's patch grid, or every pixel of its input.",
+)
+@click.option(
+    "--dtype",
+    default="float16",
+    show_default=True,
+    type=click.Choice(DTYPES),
+    help="Of the stored maps.",
+)
+@click.option(
+    "--shard-size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures in each Parquet file.",
+)
 @click.option("--overlays", is_flag=True, help="Also write an overlay PNG for each picture.")
 @engine_options
 @setting_options
 @click.option(
-    "--ray", "on_ray", is_flag=True, help="Run on Ray: the cluster at hand, or a local one."
+    "--ray",
+    "on_ray",
+    is_flag=True,
+    help="Run on Ray: on the cluster this machine belongs to, or a local one.",
 )
-@click.option("--ray-workers", default="1:1", show_default=True, help="Least:most actors.")
+@click.option(
+    "--ray-workers", default="1:1", show_default=True, help="Fewest and most actors, such as 1:8."
+)
 @click.option("--ray-gpus", default=0.0, show_default=True, help="GPUs of each actor.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
     source: str,
     out: Path,
@@ -64,11 +96,19 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Explain every picture of SOURCE into Parquet shards in --out.
+    """Explain every picture of SOURCE into Parquet files in --out.
+
+    Take it for more pictures than one wants to look at. A job that was stopped goes on with
+    --resume.
 
     SOURCE is a folder, a quoted pattern, a .csv or .parquet list (columns path, target, x0, y0, x1,
-    y1), or WebDataset .tar shards. A picture that cannot be read is a row with an error. Exits with
-    0 if every picture was explained, 2 if some were not.
+    y1), or WebDataset .tar shards. A picture that cannot be read becomes a row with an error. The
+    exit code is 0 if every picture was explained, and 2 if some were not.
+
+    \b
+    Examples:
+      vitcx dataset photos/ --bundle vit_base --out shards
+      vitcx dataset "train-*.tar" --bundle vit_base --out shards --resume
     """
     import_pyarrow()
     items = list_items(source, apart_from=out / OVERLAYS_NAME)
@@ -109,10 +149,10 @@ def command(
                 summary = job.run(advance)
     seconds = time.monotonic() - start
     if as_json:
-        click.echo(json.dumps({**asdict(summary), "seconds": round(seconds, 3), "out": str(out)}))
+        say_json({**asdict(summary), "seconds": round(seconds, 3), "out": str(out)})
     else:
         fresh = summary.pictures - summary.already_done
-        click.echo(
+        say(
             f"{out}: {summary.explained} of {summary.pictures} pictures explained, "
             f"{summary.failed} failed, {summary.already_done} were there already; "
             f"{summary.shards} shards, {seconds:.1f} s, {fresh / max(seconds, 1e-9):.2f} pictures/s"

@@ -3,45 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vitcx.commands.options import check_out_folder
+from vitcx.commands.terminal import say
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.engines.registry import ENGINE_NAMES
+from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 
+_SHEET_NAME, _SOFTWARE = "demo.png", "vitcx demo"
 _ZOOM = 3  # scenes are small: the sheet shows them larger
 
 
 @click.command("demo")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--scenes", default=6, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="First scene.")
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINE_NAMES))
+@click.option(
+    "--scenes",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="How many scenes to draw.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of the first scene.",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    type=click.Choice(ENGINE_NAMES),
+    metavar="NAME",
+    help=f"One of {', '.join(ENGINE_NAMES)}.",
+)
 def command(out: Path, scenes: int, seed: int, engine: str) -> int:
     """Explain drawn scenes with the embedded model, and check the maps against what was drawn.
 
-    Writes each scene, its overlays, arrays and summary, and demo.png: a sheet of them all.
+    Take it to see what vitcx does, without a model or pictures of your own. Writes each scene, its
+    overlays, arrays and summary, and demo.png: all of them on one sheet.
+
+    \b
+    Example:
+      vitcx demo --out out
     """
     check_out_folder(out)
+    _check_sheet(out / _SHEET_NAME)
     rows: list[list[Image.Image]] = []
     hits = targets = 0
     with load("demo", engine) as explainer:
-        for number in range(scenes):
-            scene = make_scene(FIRST_FRESH_SEED + seed + number, objects=1 + number % 2)
+        for number in range(seed, seed + scenes):
+            scene = make_scene(FIRST_FRESH_SEED + number, objects=1 + number % 2)
             picture = Image.fromarray(scene.image)
             result = explainer.explain(picture, targets=[o.class_index for o in scene.objects])
             name = f"scene_{number:02d}"
-            out.mkdir(parents=True, exist_ok=True)
-            with replacing(out / f"{name}.input.png") as path:
-                picture.save(path)
             result.save(out, name)
+            _save(picture, out / f"{name}.input.png")
             rows.append(_row(picture, result))
             for i, item in enumerate(scene.objects):
                 x, y = result.peak(i)
@@ -49,12 +77,34 @@ def command(out: Path, scenes: int, seed: int, engine: str) -> int:
                 hits += on_object
                 targets += 1
                 where = "on" if on_object else "beside"
-                click.echo(f"{name}: {result.title(i)}, peak ({x:.0f}, {y:.0f}) {where} the object")
-    with replacing(out / "demo.png") as path:
-        _sheet(rows).save(path)
-    click.echo(f"{hits} of {targets} peaks lie on the object that was drawn")
-    click.echo(f"result: {(out / 'demo.png').resolve()}")
+                say(f"{name}: {result.title(i)}, peak ({x:.0f}, {y:.0f}) {where} the object")
+    _save(_sheet(rows), out / _SHEET_NAME)
+    say(f"{hits} of {targets} peaks lie on the object that was drawn")
+    say(f"result: {(out / _SHEET_NAME).resolve()}")
     return 0
+
+
+def _check_sheet(path: Path) -> None:
+    """Refuse to replace a picture that is not a sheet of an earlier run."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            ours = image.info.get("Software") == _SOFTWARE
+    except (OSError, ValueError, SyntaxError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"'{path}' is there already and is not from 'vitcx demo': give another --out"
+        )
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that says what made it."""
+    about = PngInfo()
+    about.add_text("Software", _SOFTWARE)
+    with replacing(path) as temporary:
+        picture.save(temporary, pnginfo=about)
 
 
 def _row(picture: Image.Image, result: Explanation) -> list[Image.Image]:

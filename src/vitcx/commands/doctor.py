@@ -1,26 +1,24 @@
-"""`vitcx doctor`: what can run here, what the rest lacks, and what to do about it."""
+"""`vitcx doctor`: what can run here, what the rest lacks, and what to take."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import platform
+import textwrap
+from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 import click
 
+import vitcx
+from vitcx.commands.extras import read_extras
+from vitcx.commands.terminal import PLAIN_WIDTH, plain, say_json
+from vitcx.evaluation.speed import describe_machine
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu.driver import find_driver
-from vitcx.runtime.engines.registry import AUTOMATIC, EngineStatus, probe_engines
+from vitcx.runtime.engines.registry import AUTOMATIC, ENGINES, EngineStatus, probe_engines
+from vitcx.runtime.presets import PRESETS
 
-_EXTRAS = {
-    "cpu": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "export": ("torch", "timm", "onnx", "onnxscript", "safetensors"),
-    "plot": ("matplotlib",),
-}
-_ABSENT = "not installed"
 # What an engine's trouble is usually about.
 _PACKAGES = (
     "onnxruntime",
@@ -34,30 +32,55 @@ _PACKAGES = (
     "nvidia-cublas",
     "nvidia-cudnn-cu13",
 )
+_PURPOSES = {
+    "cpu": "explain on a CPU",
+    "gpu": "explain on an NVIDIA GPU",
+    "openvino": "explain on a CPU with OpenVINO",
+    "rtx": "explain with TensorRT-RTX",
+    "export": "make bundles of PyTorch and timm models",
+    "plot": "figures",
+    "bench": "compare with other explainers",
+    "dataset": "explain data sets into Parquet",
+    "serve": "the server",
+    "ray": "data sets and the server on Ray",
+}
+# A CPU of fewer cores takes too long for the presets with more passes.
+_CORES_FOR_BALANCED = 8
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> int:
-    """Tell which engines can run here, and why the others cannot.
+    """Show which engines can run on this machine, and what is missing for the others.
 
-    Exits with 1 when no engine can run.
+    Run it first on a new machine, or when an engine does not start. It says which engine and preset
+    fit the machine, and which extras of vitcx are installed. It exits with 1 if no engine can run.
+
+    \b
+    Example:
+      vitcx doctor
     """
     engines = probe_engines()
+    report = _report(engines)
+    if as_json:
+        say_json(report)
+    else:
+        _show(report, engines)
+    return 0 if any(engine.available for engine in engines) else 1
+
+
+def _report(engines: Sequence[EngineStatus]) -> dict[str, Any]:
     usable = [engine.name for engine in engines if engine.available]
-    missing = {
-        extra: absent
-        for extra, modules in _EXTRAS.items()
-        if (absent := [name for name in modules if importlib.util.find_spec(name) is None])
-    }
-    report = {
-        "vitcx": _version("vitcx"),
+    extras, cores = read_extras(), describe_machine()["cores"]
+    return {
+        "vitcx": vitcx.__version__,
         "python": platform.python_version(),
-        "numpy": _version("numpy"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "numpy": metadata.version("numpy"),
+        "machine": f"{platform.system()} {platform.machine()}, {cores} cores",
         "gpu": _gpu_lines(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) != _ABSENT},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "auto": next((name for name in usable if name in AUTOMATIC), None),
+        "advice": advise(usable, cores),
         "engines": {
             engine.name: {
                 "available": engine.available,
@@ -68,36 +91,97 @@ def command(as_json: bool) -> int:
             }
             for engine in engines
         },
-        "missing_extras": missing,
+        "extras": {
+            extra.name: {"installed": not extra.missing, "missing": extra.missing}
+            for extra in extras
+        },
     }
-    if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+
+
+def advise(usable: Sequence[str], cores: int) -> dict[str, str]:
+    """The engine and preset to start with on a machine, and why.
+
+    Parameters
+    ----------
+    usable : names of the engines that can run, in the order of the registry.
+    cores : of the CPU.
+
+    Returns
+    -------
+    ``engine``, ``preset`` and ``why``; empty where no engine can run.
+    """
+    if not usable:
+        return {}
+    on_gpu = {engine.name for engine in ENGINES if engine.on_gpu}
+    engine = next((name for name in usable if name in AUTOMATIC), usable[0])
+    if engine in on_gpu:
+        return {"engine": engine, "preset": "best", "why": "a GPU has time for the most passes"}
+    if "openvino-bf16" in usable:
+        engine, faster = "openvino-bf16", "; this CPU computes in bfloat16, which is faster"
     else:
-        for key in ("vitcx", "python", "numpy", "machine"):
-            click.echo(f"{key:12} {report[key]}")
-        for line in _gpu_lines():
-            click.echo(f"{'gpu':12} {line}")
-        for name in _PACKAGES:
-            if (version := _version(name)) != _ABSENT:
-                click.echo(f"{'package':12} {name} {version}")
-        _show_engines("in the order in which 'auto' prefers them", engines, automatic=True)
-        _show_engines("by name only", engines, automatic=False)
-        click.echo(f"'auto' takes: {report['auto'] or 'nothing: no engine can run here'}")
-        for extra, absent in missing.items():
-            click.echo(f"extra '{extra}' lacks: {', '.join(absent)}")
-    return 0 if usable else 1
+        faster = ""
+    preset = "balanced" if cores >= _CORES_FOR_BALANCED else "quick"
+    return {"engine": engine, "preset": preset, "why": f"a CPU with {cores} cores{faster}"}
 
 
-def _show_engines(title: str, engines: list[EngineStatus], *, automatic: bool) -> None:
-    click.echo(f"engines, {title}:")
+def _show(report: dict[str, Any], engines: Sequence[EngineStatus]) -> None:
+    for key in ("vitcx", "python", "numpy", "machine"):
+        _say(f"{key:9} {report[key]}", 10)
+    for line in report["gpu"]:
+        _say(f"{'gpu':9} {line}", 10)
+    for name, version in report["packages"].items():
+        _say(f"{'package':9} {name} {version}", 10)
+    _show_engines("Engines, in the order in which 'auto' tries them:", engines, automatic=True)
+    _show_engines("Engines that run only if you name them:", engines, automatic=False)
+    _say("\nExtras:")
+    width = max(map(len, report["extras"]), default=0)
+    for name, extra in report["extras"].items():
+        state = "yes" if extra["installed"] else "no "
+        lacks = "" if extra["installed"] else f"; lacks {', '.join(extra['missing'])}"
+        _say(f"  {state}  {name:{width}}  {_PURPOSES.get(name, 'more models')}{lacks}", 9 + width)
+        if not extra["installed"]:
+            _say(f"{' ' * (9 + width)}pip install 'vitcx[{name}]'")
+    if not report["extras"]:
+        _say("  unknown: vitcx runs from its sources; install it with pip to see them", 2)
+    _show_advice(report)
+
+
+def _show_engines(title: str, engines: Sequence[EngineStatus], *, automatic: bool) -> None:
+    _say(f"\n{title}")
     for engine in engines:
         if (engine.name in AUTOMATIC) is not automatic:
             continue
-        click.echo(f"  {'yes' if engine.available else 'no ':3}  {engine.name}: {engine.reason}")
+        _say(f"  {'yes' if engine.available else 'no ':3}  {engine.name}: {engine.reason}", 9)
         for problem in engine.problems[1:]:
-            click.echo(f"         and {problem}")
+            _say(f"         and {problem}", 9)
         for note in engine.notes:
-            click.echo(f"         note: {note}")
+            _say(f"         note: {note}", 9)
+
+
+def _show_advice(report: dict[str, Any]) -> None:
+    _say(f"\n'auto' takes: {report['auto'] or 'nothing: no engine can run here'}")
+    advice = report["advice"]
+    if not advice:
+        _say("Install one: pip install 'vitcx[cpu]'")
+        return
+    summary = PRESETS[advice["preset"]].summary
+    _say(f"For this machine: --engine {advice['engine']} --preset {advice['preset']}")
+    _say(f"  ({advice['why']}. {advice['preset']}: {summary})", 2)
+
+
+def _say(text: str, indent: int = 0) -> None:
+    """Print a line, continued with an indent where it is longer than 80 columns."""
+    start = text[: len(text) - len(text.lstrip("\n"))]
+    click.echo(
+        start
+        + textwrap.fill(
+            plain(text[len(start) :]),
+            PLAIN_WIDTH,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
 
 
 def _gpu_lines() -> list[str]:
@@ -113,8 +197,8 @@ def _gpu_lines() -> list[str]:
     ]
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return _ABSENT
+        return None

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from vitcx.commands.options import check_out_folder, engine_options
+from vitcx.commands.options import SectionedCommand, bundle_option, check_out_folder, engine_options
 from vitcx.commands.progress import count, progress_bar
-from vitcx.commands.terminal import say
+from vitcx.commands.terminal import make_console, say, say_json
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
 from vitcx.evaluation.records import Records
@@ -31,29 +30,36 @@ from vitcx.runtime.explainer import load
 from vitcx.sources.listing import list_all
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=SectionedCommand)
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@bundle_option
 @click.option(
     "--method",
     "variants",
     multiple=True,
     default=("vit-cx", "random-order"),
     show_default=True,
-    help="vit-cx, score-cam, rise, occlusion, random-cx or random-order, with settings if any: "
-    "vit-cx:estimator=fast,distance_threshold=0.07. May be given several times.",
+    help="What to measure: vit-cx, score-cam, rise, occlusion, random-cx or random-order, with "
+    "settings after a colon, such as vit-cx:estimator=fast,noise_std=0.2. Repeat it to compare.",
 )
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
-    help="CSV: file, class_index and/or x0, y0, x1, y1 (a line for each box).",
+    help="CSV file with the columns file, and class_index or x0, y0, x1, y1 or both; a line for "
+    "each box.",
 )
 @click.option(
     "--explain-label", is_flag=True, help="Explain the annotated class, not the likeliest."
 )
 @click.option("--squash", is_flag=True, help="Resize without cropping, so that no box is cut.")
 @click.option("--steps", default=DEFAULT_STEPS, show_default=True, help="Steps of each curve.")
-@click.option("--canvas", default="zero", show_default=True, type=click.Choice(CANVASES))
+@click.option(
+    "--canvas",
+    default="zero",
+    show_default=True,
+    type=click.Choice(CANVASES),
+    help="What deleted pixels become.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first N pictures.")
 @click.option(
     "--scenes", default=20, show_default=True, help="Drawn scenes, where no IMAGES are given."
@@ -83,11 +89,16 @@ def command(
 ) -> int:
     """Measure how faithful explanations are.
 
-    IMAGES are files, folders, quoted patterns, .csv or .parquet lists (columns path, target, x0,
-    y0, x1, y1), or .tar shards; without any, drawn scenes are taken, of which the bundle 'demo'
-    knows the truth. Deletion and insertion curves; with boxes, pointing and localisation too. With
-    --out, a run that was stopped goes on where it was. A picture that cannot be read is left out,
-    and the exit code is 2.
+    Measures deletion and insertion on IMAGES: files, folders, quoted patterns, .csv or .parquet
+    lists (columns path, target, x0, y0, x1, y1), or .tar shards. Where boxes are known, it measures
+    pointing and localisation too. Take it to compare methods or settings on your own model. Without
+    IMAGES, scenes are drawn, of which the embedded model knows the truth. With --out, a run that
+    was stopped goes on where it was. A picture that cannot be read is left out, and the exit code
+    is 2.
+
+    \b
+    Example:
+      vitcx evaluate photos/ --bundle vit_base --method vit-cx --method rise --out figures
     """
     check_settings(steps, canvas)
     if out is not None:
@@ -159,12 +170,12 @@ def command(
     if out is not None:
         _write(out, report)
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        say_json(report)
         return 2 if failed else 0
-    console = Console(width=None if Console().is_terminal else 140)
+    console = make_console()
     console.print(draw_table(summary))
     for note in notes(summary):
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim")
     if failed:
         say(f"vitcx: {len(failed)} of {len(names) + len(failed)} pictures are left out", err=True)
     return 2 if failed else 0

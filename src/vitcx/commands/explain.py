@@ -10,6 +10,8 @@ import click
 import numpy as np
 
 from vitcx.commands.options import (
+    SectionedCommand,
+    bundle_option,
     check_out_folder,
     engine_options,
     given_settings,
@@ -26,23 +28,30 @@ from vitcx.runtime.targets import resolve_targets
 _MOST_NAMED = 10  # of the pictures that failed, in the last line
 
 
-@click.command("explain")
+@click.command("explain", cls=SectionedCommand)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
+@bundle_option
 @click.option(
     "--target",
     "targets",
     multiple=True,
-    help="top1 (default), top5, a class index or a class name; may be given several times.",
+    help="Class to explain: a name, an index, or top5 for the five likeliest. Repeat it for "
+    "several; all of them cost one run.  [default: top1]",
 )
 @engine_options
 @setting_options
 @click.option(
-    "--input-npy", is_flag=True, help="IMAGES are .npy files: (3,H,W) float32, normalised."
+    "--input-npy",
+    is_flag=True,
+    help="IMAGES are .npy files of (3,H,W) float32, normalised as the model wants it.",
 )
-@click.option("--figure", is_flag=True, help="Also write NAME.figure.png: masks and coverage.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a picture on stdout.")
+@click.option(
+    "--figure",
+    is_flag=True,
+    help="Also write NAME.figure.png: the strongest masks and the coverage.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def command(
     images: tuple[Path, ...],
     out: Path,

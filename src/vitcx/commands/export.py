@@ -204,9 +204,16 @@ def command(
     capabilities: tuple[str, ...],
     force: bool,
 ) -> None:
-    """Turn a timm MODEL into a bundle: ONNX graph and manifest.
+    """Make a bundle of MODEL: the folder that every other command takes.
 
-    MODEL is a name such as deit_tiny_patch16_224. Needs the extra `export`.
+    MODEL is the name of a timm model, such as deit_tiny_patch16_224; --checkpoint takes your own
+    weights. The bundle is compared with the model before it is kept. Needs the extra `export`;
+    explaining does not.
+
+    \b
+    Examples:
+      vitcx export vit_base_patch16_224 --out vit_base
+      vitcx export deit_small_patch16_224 --checkpoint mine.pth --class-names names.txt --out mine
     """
     options = BuildOptions(compute_capabilities=capabilities)
     if (engine is None) != (not capabilities):

@@ -27,7 +27,12 @@ log = logging.getLogger("vitcx")
 def command() -> None:
     """Build TensorRT plans ahead of time, and take them into a machine's cache.
 
-    Without this, an engine builds its plan when it is first opened, and keeps it.
+    An engine builds its plan when it is first opened, which takes minutes, and keeps it. Take this
+    command to do it beforehand, on a machine that need not have the GPU.
+
+    \b
+    Example:
+      vitcx plan build vit_base --compute-capability 8.9 --out vit_base.plan
     """
 
 
@@ -39,23 +44,29 @@ def command() -> None:
     "capabilities",
     multiple=True,
     required=True,
-    help="Of the GPU that is to run it, such as 8.9; may be repeated.",
+    help="Of the GPU that will run the plan, such as 8.9. Repeat it for several.",
 )
 @click.option(
-    "--engine", default="tensorrt-rtx", show_default=True, type=click.Choice(list(FLAVOURS))
+    "--engine",
+    default="tensorrt-rtx",
+    show_default=True,
+    type=click.Choice(list(FLAVOURS)),
+    help="Engine that will run the plan.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=Shapes().batch_size,
     show_default=True,
-    help="Rows of a mask batch: what the engine is then opened with.",
+    help="Rows of a mask batch. Open the engine with the same number.",
 )
-@click.option("--tf32", is_flag=True, help="Let float32 products be rounded to TF32.")
+@click.option(
+    "--tf32", is_flag=True, help="Compute float32 products in TF32: faster, and less exact."
+)
 @click.option(
     "--optimization-level",
     type=click.IntRange(0, 5),
-    help="Of the builder.  [default: the library's]",
+    help="How hard the builder tries.  [default: the library's]",
 )
 def build_command(
     bundle: Path,
@@ -66,7 +77,12 @@ def build_command(
     tf32: bool,
     optimization_level: int | None,
 ) -> None:
-    """Build the plan of BUNDLE for GPUs that need not be here. Needs no torch."""
+    """Build the plan of the folder BUNDLE for GPUs that need not be in this machine.
+
+    \b
+    Example:
+      vitcx plan build vit_base --compute-capability 8.9 --out vit_base.plan
+    """
     options = BuildOptions(
         tf32=tf32, optimization_level=optimization_level, compute_capabilities=capabilities
     )
@@ -75,12 +91,18 @@ def build_command(
 
 @command.command("take")
 @click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="That it is of.")
-@click.option("--sha256", required=True, help="What 'vitcx plan build' printed.")
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle the plan was built from.",
+)
+@click.option("--sha256", required=True, help="The digest that 'vitcx plan build' printed.")
 def take_command(plan: Path, bundle: Path, sha256: str) -> None:
     """Put PLAN, built elsewhere, into this user's cache, where the engine finds it.
 
-    A plan is executable code: give the SHA-256 that its builder told you, not one found beside it.
+    A plan is executable code: give the digest that the person who built it told you, not one that
+    lies beside it.
     """
     keys = take_plan(plan, read_bundle(bundle), sha256.lower())
     first = keys[0]

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import datetime
+
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from vitcx.commands.terminal import make_console
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left at the average speed since the start.
+
+    Pictures that share batches end in bursts: the speed of the last seconds says little. What had
+    been done before the start counts as done and is no part of the speed.
+    """
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        fresh = task.completed - task.fields.get("skipped", 0)
+        if task.finished or task.total is None or not task.elapsed or fresh < 1:
+            return Text("" if task.finished else "-:--:-- left", style="progress.remaining")
+        seconds = task.elapsed / fresh * (task.total - task.completed)
+        return Text(f"{datetime.timedelta(seconds=round(seconds))} left", "progress.remaining")
 
 
 def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool = True) -> Progress:
@@ -27,10 +47,10 @@ def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool 
     console = make_console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         *columns,
-        TimeRemainingColumn(),
+        _TimeLeft(),
         console=console,
         transient=transient,
         disable=not (wanted and console.is_terminal),
@@ -39,8 +59,8 @@ def progress_bar(*columns: ProgressColumn, wanted: bool = True, transient: bool 
 
 def skip(progress: Progress, task: TaskID, many: int) -> None:
     """Count what had been done before: unlike `advance`, it is no part of the speed."""
-    progress.tasks[progress.task_ids.index(task)].completed += many
-    progress.update(task)
+    fields = progress.tasks[progress.task_ids.index(task)].fields
+    progress.update(task, advance=many, skipped=fields.get("skipped", 0) + many)
 
 
 def count(progress: Progress, task: TaskID, *, new: bool) -> None:

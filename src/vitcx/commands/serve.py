@@ -13,7 +13,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from vitcx.commands.options import engine_options
+from vitcx.commands.options import SectionedCommand, bundle_option, engine_options
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS, decode_apart
@@ -29,31 +29,56 @@ _MODULES = (
 )
 
 
-@click.command("serve")
-@click.option("--bundle", default="demo", show_default=True, help="'demo' or a bundle's folder.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.command("serve", cls=SectionedCommand)
+@bundle_option
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at. 0.0.0.0 is every network of this machine.",
+)
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
-    help="Name that clients may call the server by; '*' is any; may be repeated.  "
-    "[default: loopback names, and --host if it is an address]",
+    help="Host name that requests may carry; '*' allows any. Repeat it for several.  "
+    "[default: the names of this machine's loopback, and --host]",
 )
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one and says which.",
+)
 @engine_options
 @click.option(
-    "--queue", default=64, show_default=True, type=click.IntRange(1), help="Over it: 429."
+    "--queue",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Requests inside at a time. One more is answered 429.",
 )
 @click.option(
     "--deadline",
     default=60.0,
     show_default=True,
     type=click.FloatRange(0.001),
-    help="Seconds for a request.",
+    help="Seconds that a request may take. Then it is answered 504.",
 )
-@click.option("--body-limit", default=32, show_default=True, type=click.IntRange(1), help="MiB.")
 @click.option(
-    "--pixel-limit", default=40_000_000, show_default=True, type=click.IntRange(1), help="Pixels."
+    "--body-limit",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Largest request, in MiB.",
+)
+@click.option(
+    "--pixel-limit",
+    default=40_000_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Largest picture, in pixels.",
 )
 @click.option(
     "--token-file",
@@ -65,7 +90,7 @@ _MODULES = (
     type=click.Choice(LOG_FORMATS),
     default="text",
     show_default=True,
-    help="Of the log on standard error, with a line for each request.",
+    help="Of the log on standard error, which has a line for each request.",
 )
 def command(
     bundle: str,
@@ -85,7 +110,12 @@ def command(
 ) -> int:
     """Serve explanations over HTTP, with a page at / to try them.
 
-    Ctrl-C or SIGTERM stops taking requests, answers those it has, and ends.
+    Requests share the engine's batches, so that many clients are served faster than one after the
+    other. Ctrl-C or SIGTERM ends it: what was accepted is still answered.
+
+    \b
+    Example:
+      vitcx serve --bundle vit_base --port 8000
     """
     _import_extra()
     from vitcx.serving.app import make_app

@@ -16,20 +16,20 @@ Summary = Mapping[str, Mapping[str, Any]]
 
 
 def draw_table(summary: Summary) -> Table:
-    """A table with a row for each method, 95 % intervals in brackets."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
+    """A table with a row for each method, 95 % intervals below the figures. It fits 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("method", overflow="fold", min_width=12)
     headings = (
         "images",
         "masks",
         "deletion ↓",
         "insertion ↑",
-        "ins - del ↑",
+        "ins-del ↑",
         "pointing ↑",
-        "localised ↑",
+        "localised",
     )
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, found in summary.items():
         pointing = found.get("pointing_small")
         place = found.get("localisation")
@@ -46,7 +46,7 @@ def draw_table(summary: Summary) -> Table:
 
 
 def _figure(interval: Mapping[str, float]) -> str:
-    return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return f"{interval['mean']:.3f}\n{interval['low']:.2f}–{interval['high']:.2f}"
 
 
 def notes(summary: Summary) -> list[str]:

@@ -1,0 +1,23 @@
+"""`vitcx demo`: its files, and those of others."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from vitcx.cli import main
+
+
+def test_a_second_run_replaces_its_own_files_and_adds_other_scenes(tmp_path, capsys):
+    words = ["demo", "--out", str(tmp_path), "--scenes", "1"]
+    for seed in ("0", "0", "1"):
+        assert main([*words, "--seed", seed]) == 0, capsys.readouterr().err
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"scene_00", "scene_01"}
+
+
+def test_a_picture_called_demo_png_is_kept(tmp_path, capsys):
+    path = tmp_path / "demo.png"
+    Image.new("RGB", (9, 9)).save(path)
+    before = path.read_bytes()
+    assert main(["demo", "--out", str(tmp_path), "--scenes", "1"]) == 2
+    assert "is not from 'vitcx demo'" in capsys.readouterr().err
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
