@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import vitcx
-from tests.serving.running import TIMEOUT, comes, connect, png, serving, serving_here
+from tests.serving.running import TIMEOUT, comes, connect, head, png, serving, serving_here
 from vitcx.cli import main
 from vitcx.serving.limits import Limits
 
@@ -117,10 +117,11 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(explainer: Any) -> N
     dashboard = json.loads(DASHBOARD.read_text())
     expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
     assert len(expressions) > 20
-    with serving_here(explainer, Limits(connections=2, head_seconds=60)) as client:
+    with serving_here(explainer, Limits(head_bytes=1000)) as client:
         client.post("v1/explain", files={"image": png()})
         client.post("v1/explain", files={"image": b"x"})
-        with connect(client), connect(client):  # with the client's own, one too many
+        with connect(client) as wordy:
+            wordy.sendall(head("/", "X: " + "y" * 2000, method="GET"))
             assert comes(lambda: "vitcx_connections_cut_total" in client.get("metrics").text)
             figures = figures_of(client)
     for expression in expressions:
