@@ -98,6 +98,42 @@ def test_a_picture_and_its_array_give_the_same_map(folder):
         np.testing.assert_allclose(one["saliency"], other["saliency"], atol=1e-5)
 
 
+def test_folders_patterns_and_lists_are_explained(folder):
+    (folder / "set" / "deep").mkdir(parents=True)
+    (folder / "scene0.png").rename(folder / "set" / "one.png")
+    (folder / "scene1.png").rename(folder / "set" / "deep" / "two.png")
+    (folder / "set" / "list.csv").write_text("path,target\none.png,heart\ndeep/two.png,3\n")
+    names = ["one.png", "two.png"]
+    for source in ("set", "set/**/*.png", "set/list.csv"):
+        code, out, err = vitcx(
+            "explain",
+            source,
+            "--estimator",
+            "fast",
+            "--json",
+            "--out",
+            f"out{len(source)}",
+            cwd=folder,
+        )
+        assert (code, err) == (0, "")
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert sorted(Path(line["files"]["overlay"]).name for line in lines) == names
+    found = {Path(line["image"]).name: line["targets"][0]["index"] for line in lines}
+    assert found == {"one.png": CLASS_NAMES.index("heart"), "two.png": 3}
+
+
+def test_a_folder_that_results_are_written_to_is_explained_again_without_them(folder):
+    (folder / "bad.png").unlink()
+    for said in ("", "vitcx: passed over 4 results of earlier runs"):
+        code, _, err = vitcx(
+            "explain", ".", "--estimator", "fast", "--target", "top2", "--out", ".", cwd=folder
+        )
+        assert code == 0
+        assert err.startswith(said)
+        assert bool(err) == bool(said)
+    assert len(list(folder.glob("*.json"))) == 2
+
+
 def test_results_beside_their_picture_do_not_replace_it(folder):
     before = (folder / "scene0.png").read_bytes()
     (folder / "scene0.json").write_text("{}")
@@ -170,12 +206,14 @@ def test_a_bad_picture_does_not_stop_the_others(folder):
         (["explain", "scene0.png", "--out", "o", "--noise-std", "-1"], "noise_std"),
         (["explain", "scene0.png", "--out", "o", "--batch-size", "0"], "batch_size"),
         (["explain", "scene0.png", "--out", "o", "--input-npy"], "not a .npy array"),
-        (["explain", ".", "--out", "o"], "is a folder"),
+        (["explain", "empty", "--out", "o"], "'empty' holds no pictures"),
+        (["explain", "empty", "--out", "o", "--input-npy"], "'empty' holds no .npy files"),
         (["wonder"], "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_usage_is_one_line_and_leaves_nothing(folder, arguments, words):
+    (folder / "empty").mkdir()
     code, out, err = vitcx(*arguments, cwd=folder)
     assert code == 2
     assert out == ""

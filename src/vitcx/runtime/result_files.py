@@ -184,16 +184,33 @@ def _is_taken(
 
 def _owned(summary: Path, identity: dict[str, str]) -> set[str]:
     """Names of the files that belong to an earlier result of the same picture."""
-    try:
-        if not summary.is_file() or summary.stat().st_size > _MOST_SUMMARY_BYTES:
-            return set()
-        found = json.loads(summary.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return set()
-    if not isinstance(found, dict) or not identity.items() <= found.items():
-        return set()
-    files = found.get("files")
+    found = _read_summary(summary)
+    return _files_in(found) if identity.items() <= found.items() else set()
+
+
+def is_result(path: Path) -> bool:
+    """Whether a picture is an overlay or a figure of an earlier result, by the JSON beside it."""
+    stem = path.stem
+    stems = {stem, stem.rpartition(".")[0]} - {""}
+    return any(
+        path.name in _files_in(_read_summary(path.with_name(f"{one}.json"))) for one in stems
+    )
+
+
+def _files_in(summary: dict[str, Any]) -> set[str]:
+    files = summary.get("files")
     return set(map(str, files.values())) if isinstance(files, dict) else set()
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The content of a summary; empty where the file is none."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_SUMMARY_BYTES:
+            return {}
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _place_of(path: Path) -> tuple[int, int] | None:
