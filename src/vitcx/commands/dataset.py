@@ -116,8 +116,10 @@ def command(
     wanted = parse_targets(targets)
     chosen = given_settings(settings)
     start = time.monotonic()
-    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
-        job = Job(explainer, items, out, output, targets=wanted, resume=resume, **chosen)
+    with (
+        load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
+        Job(explainer, items, out, output, targets=wanted, resume=resume, **chosen) as job,
+    ):
         columns = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
         with progress_bar(*columns, transient=False) as progress:
             bar = progress.add_task("explaining", total=len(items), fresh=0, rate="")

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vitcx.dataset.folder_lock import FolderLock
 from vitcx.dataset.shards import DIGESTS_NAME, errors_in, is_whole, rows_of, write_shard
+from vitcx.dataset.written import OutputLostError, WrittenFiles
+from vitcx.kernels.closing import Closing
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pictures.overlay import drawing
+from vitcx.runtime.plain_files import read_plain
 from vitcx.sources.items import Item, digest_of
 
 log = logging.getLogger("vitcx")
@@ -30,6 +35,7 @@ log = logging.getLogger("vitcx")
 JOB_NAME, OVERLAYS_NAME = "_job.json", "_overlays"
 JOB_SCHEMA = 1
 MOST_STEM_BYTES = 180
+MOST_DESCRIPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Summary:
     shards: int
 
 
-class Job:
-    """A data set, its settings and its output folder.
+class Job(Closing):
+    """A data set, its settings and its output folder, which no other job works in until `close`.
 
     Parameters
     ----------
@@ -77,7 +83,7 @@ class Job:
     Raises
     ------
     InputError
-        If the folder holds another job, or this one and `resume` is not given.
+        If the folder holds another job, or this one without `resume`, or another job is at work.
     """
 
     def __init__(
@@ -94,8 +100,16 @@ class Job:
     ) -> None:
         self._explainer, self._items, self._out = explainer, items, out
         self._output, self._targets, self._settings = output, targets, settings
+        self._lock: FolderLock | None = None
+        self._written = WrittenFiles()
         if not attach:
             self._begin(resume)
+        self._written.note(self._out / JOB_NAME)
+
+    def close(self) -> None:
+        """Let other jobs into the folder. Twice does no harm."""
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def shard_count(self) -> int:
@@ -121,17 +135,58 @@ class Job:
         ----------
         progress : told how many more pictures are done, and whether they were explained just now.
         """
-        failed = already = 0
+        already = 0
         for shard in range(self.shard_count):
             pictures = len(self.items_of(shard))
             if self.is_done(shard):
+                self.note_written(shard)
                 already += pictures
                 progress(pictures, False)
             else:
                 self.run_shard(shard, lambda: progress(1, True))
-            failed += errors_in(self.shard_path(shard))
+        return self.sum_up(already)
+
+    def sum_up(self, already: int) -> Summary:
+        """The end of a job, once it is sure that all it wrote is there.
+
+        Parameters
+        ----------
+        already : pictures of shards that were there before.
+
+        Raises
+        ------
+        OutputLostError
+            If a shard was removed or changed since it was written.
+        """
+        paths = [self.shard_path(shard) for shard in range(self.shard_count)]
+        lost = [path.name for path in paths if not self._written.is_there(path)]
+        if lost:
+            named = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
+            raise OutputLostError(
+                f"{len(lost)} of {self.shard_count} shards in '{self._out}' were removed or "
+                f"changed since they were written ({named}): {self._remedy()}"
+            )
+        self._check_folder()
+        failed = sum(map(errors_in, paths))
         total = len(self._items)
         return Summary(total, total - failed, failed, already, self.shard_count)
+
+    def note_written(self, shard: int) -> None:
+        """Take a shard as it is now for what was written."""
+        self._written.note(self.shard_path(shard))
+
+    def _check_folder(self) -> None:
+        """Refuse to write to a folder that is no longer this job's."""
+        if not self._written.is_there(self._out / JOB_NAME):
+            raise OutputLostError(
+                f"'{self._out / JOB_NAME}' was removed or changed while the job ran: "
+                f"{self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        if self._written.is_there(self._out / JOB_NAME):
+            return "go on with --resume"
+        return "begin again, with another --out"
 
     def run_shard(self, shard: int, progress: Callable[[], None] = lambda: None) -> None:
         """Explain the pictures of one shard and write it, also in the place of a damaged one."""
@@ -154,9 +209,12 @@ class Job:
                     self._write_overlays(index, item, result)
                 rows += rows_of(index, item, result, self._output.resolution, self._output.dtype)
                 progress()
+        self._check_folder()
         write_shard(self.shard_path(shard), rows, self._output.dtype)
+        self.note_written(shard)
 
     def _write_overlays(self, index: int, item: Item, result: Explanation) -> None:
+        self._check_folder()
         name = f"{index:08d}_{_shown(Path(item.path).stem)}"
         for i, target in enumerate(result.targets):
             end = "" if i == 0 else f".{target}"
@@ -166,10 +224,19 @@ class Job:
     def _begin(self, resume: bool) -> None:
         """Check the folder against the job, or make it; clear what a killed job left half done."""
         description = self._describe()
-        path = self._out / JOB_NAME
         if self._out.exists() and not self._out.is_dir():
             raise InputError(f"'{self._out}' is a file: give a folder")
-        if path.exists():
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self._out)
+        try:
+            self._claim(description, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, description: dict[str, Any], resume: bool) -> None:
+        path = self._out / JOB_NAME
+        if os.path.lexists(path):
             found = _read_description(path)
             if not resume:
                 raise InputError(
@@ -191,7 +258,7 @@ class Job:
             *self._out.glob(f"{DIGESTS_NAME}/.*.sha256"),
         ]:
             left.unlink(missing_ok=True)
-        if not path.exists():
+        if not os.path.lexists(path):
             # Shards without it cannot be gone on with: it must not be lost after they are made.
             with replacing(path, durable=True) as temporary:
                 text = json.dumps(description, indent=2, ensure_ascii=False)
@@ -224,8 +291,8 @@ def _shown(stem: str) -> str:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(read_plain(path, MOST_DESCRIPTION_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' cannot be read ({error}): give another --out") from None
     if not isinstance(found, dict):
         raise InputError(f"'{path}' is not the description of a job: give another --out")

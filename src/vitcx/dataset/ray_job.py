@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vitcx.dataset.job import Job, Output, Summary
-from vitcx.dataset.shards import errors_in
 from vitcx.kernels.errors import first_line
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import load
@@ -88,6 +87,7 @@ def run_on_ray(
     missing: list[int] = []
     for shard in range(job.shard_count):
         if job.is_done(shard):
+            job.note_written(shard)
             progress(len(job.items_of(shard)), False)
         else:
             missing.append(shard)
@@ -112,12 +112,11 @@ def run_on_ray(
             for row in done.iter_rows():
                 if row["problem"]:
                     raise ChildProcessError(f"shard {row['shard']} failed: {row['problem']}")
+                job.note_written(int(row["shard"]))
                 progress(len(job.items_of(int(row["shard"]))), True)
         except ray.exceptions.RayError as error:
             raise ChildProcessError(f"Ray gave up: {first_line(error)}") from None
-    failed = sum(errors_in(job.shard_path(shard)) for shard in range(job.shard_count))
-    total = sum(len(job.items_of(shard)) for shard in range(job.shard_count))
-    return Summary(total, total - failed, failed, already, job.shard_count)
+    return job.sum_up(already)
 
 
 @contextlib.contextmanager
