@@ -259,6 +259,7 @@ def test_folders_that_are_taken(quick: Any, tmp_path: Path) -> None:
         ({"img_size": (1, 2, 3)}, "img_size is"),
         ({"img_size": 64}, "give the size in the spec"),
         ({"checkpoint": "x.pth"}, "go with a model by name"),
+        ({"weights": "raw"}, "go with a model by name"),
         ({"num_classes": 3}, "go with a model by name"),
         ({"class_names": ["one"]}, "1 class names for 3 classes"),
         ({"stage": 1}, "stage and block choose"),

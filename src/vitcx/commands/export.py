@@ -68,7 +68,12 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Weights (.safetensors, .pth); without it they come from timm's hub.",
+    help="Weights (.safetensors, .pth, .ckpt, .pth.tar); without it they come from the hub.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(("ema", "raw")),
+    help="Of a checkpoint with both: the averaged ones (the default) or the trained ones.",
 )
 @click.option("--num-classes", type=click.IntRange(min=1), help="Default: the weights' own.")
 @click.option(
@@ -183,6 +188,7 @@ def command(
     model: str,
     out: Path,
     checkpoint: Path | None,
+    weights: str | None,
     num_classes: int | None,
     names_file: Path | None,
     img_size: tuple[int, int] | None,
@@ -226,6 +232,7 @@ def command(
             out,
             checkpoint=checkpoint,
             num_classes=num_classes,
+            weights=weights,
             class_names=names_file,
             img_size=img_size,
             layer=layer,
@@ -253,6 +260,7 @@ def command(
         f"{m.num_classes} {_targets(m)}, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
         f"at {m.layer_path}, {megabytes:.1f} MB"
     )
+    say(f"weights: {m.source}")
     if m.target_kind != "class":
         say(f"a score is {TARGET_KINDS[m.target_kind]}")
     say(

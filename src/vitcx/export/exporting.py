@@ -38,6 +38,7 @@ def export_model(
     spec: ModelSpec | None = None,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
+    weights: str | None = None,
     class_names: Sequence[str] | str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
     layer: str | None = None,
@@ -68,6 +69,7 @@ def export_model(
     spec : where the embedding of a module is; None finds it.
     checkpoint : weights for a named model; None downloads timm's.
     num_classes : None takes those of the checkpoint or the hub.
+    weights : "ema" or "raw", where a checkpoint holds both; None takes "ema", as timm does.
     class_names : C names, or the path of a file of them (a JSON list, or one a line); None takes
         those of the model's label set, or "class 0", ...
     img_size : side or (H, W) in pixels; None keeps the model's own.
@@ -166,6 +168,7 @@ def export_model(
         spec=spec,
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         num_classes=num_classes,
+        weights=weights,
         size=size,
         where=(stage, block),
         headless=head == "none",

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.export import tiny
-from vitcx.export.sources.checkpoints import read_checkpoint
+from vitcx.export.sources.checkpoint_files import read_checkpoint
 from vitcx.export.sources.preprocessing import preprocessing_of_timm
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.export.sources.timm_models import resize, timm_model
@@ -40,6 +40,40 @@ def test_a_checkpoint_gives_the_weights_and_the_classes(tmp_path: Path) -> None:
         timm_model(TINY, path, num_classes=4)
 
 
+def test_what_was_done_with_the_weights_is_said(tmp_path: Path) -> None:
+    _, trained = weights(tmp_path / "w.safetensors", num_classes=5)
+    state = {f"model.{k}": v for k, v in trained.state_dict().items()}
+    torch.save({"state_dict_ema": state, "model": state}, tmp_path / "both.ckpt")
+    _, source = timm_model(TINY, tmp_path / "both.ckpt", weights="raw")
+    assert source.endswith("); its raw weights; prefix 'model.' taken off")
+    with pytest.raises(InputError, match="give --checkpoint too"):
+        timm_model(TINY, weights="raw")
+
+
+def test_channels_of_the_weights(tmp_path: Path) -> None:
+    path, _ = weights(tmp_path / "w.safetensors", in_chans=1)
+    model, _ = timm_model(TINY, path)
+    assert model.patch_embed.proj.in_channels == 1
+
+
+def test_a_masked_autoencoders_pooling(tmp_path: Path) -> None:
+    path, trained = weights(tmp_path / "w.safetensors", global_pool="avg")
+    model, _ = timm_model(TINY, path)
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), trained(images))
+
+
+def test_weights_without_a_classifier(tmp_path: Path) -> None:
+    path, trained = weights(tmp_path / "w.safetensors", num_classes=0)
+    with pytest.raises(InputError, match=r"without a classifier.*--head none"):
+        timm_model(TINY, path)
+    model, _ = timm_model(TINY, path, headless=True)
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), trained(images))
+
+
 def test_weights_of_the_models_own_size_are_resampled(tmp_path: Path) -> None:
     path, _ = weights(tmp_path / "w.safetensors")
     model, _ = timm_model(TINY, path, img_size=(96, 64))
@@ -52,7 +86,7 @@ def test_weights_of_the_asked_size_are_taken_as_they_are(tmp_path: Path) -> None
     assert torch.equal(model.pos_embed, trained.pos_embed)
     with pytest.raises(InputError, match=r"pos_embed is \(1, 25, 64\), expected \(1, 101, 64\)"):
         timm_model(TINY, path)
-    assert "pos_embed" in read_checkpoint(path)
+    assert "pos_embed" in read_checkpoint(path).state
 
 
 def test_swin_keeps_its_windows() -> None:

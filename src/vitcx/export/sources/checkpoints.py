@@ -1,73 +1,65 @@
-"""Reads a checkpoint without running code from it, and loads it into a model key by key."""
+"""Loads weights into a model key by key: prefixes found, other libraries' keys converted."""
 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitcx.kernels.errors import first_line
+from vitcx.export.sources.foreign_keys import converted_keys, recognised
 from vitcx.runtime.errors import InputError
 
-# Where training scripts put the state dict in what they save, and what wrappers put before a key.
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
-_PREFIXES = ("module.", "_orig_mod.")
 _RESAMPLED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj")
 _SHOWN = 3
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors by key from a ``.safetensors`` file, or torch's ``.pth``, ``.pt`` or ``.bin``.
+def match_keys(
+    state: Mapping[str, Tensor], own: Iterable[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """`state` with the keys of a model: without the prefix that a trainer put before them.
 
-    Raises
-    ------
-    InputError
-        If there is no such file, its format is another, or it holds more than tensors.
+    Lightning has ``model.`` before each, DINO ``backbone.``; a head of one's own may lie beside.
+    Keys of a loss or a second network stay out.
+
+    Parameters
+    ----------
+    state : tensors by key.
+    own : keys of the model.
+
+    Returns
+    -------
+    the tensors, and what was done in a few words each.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint at '{path}'")
-    if path.suffix == ".safetensors":
-        try:
-            return _unprefixed(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"'{path}' is not a safetensors file: {error}") from None
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise InputError(
-            f"'{path.name}' has the suffix '{path.suffix}', "
-            "expected .safetensors, .pth, .pt or .bin"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail anywhere in the unpickler
-        raise InputError(
-            f"cannot read '{path}' as plain tensors, and no other content is run or read "
-            f"({first_line(error)}): save it with torch.save(model.state_dict(), FILE) or as "
-            "safetensors"
-        ) from None
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise InputError(
-            f"'{path}' holds a {type(content).__name__} without tensors, expected a state dict, "
-            "alone or under 'model' or 'state_dict'"
-        )
-    return _unprefixed(tensors)
+    wanted = set(own)
+    found = converted_keys(state)
+    if found is not None and len(wanted & found[0].keys()) > len(wanted & state.keys()):
+        return found[0], (f"keys of {found[1]} renamed",)
+    prefixes: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in wanted:
+                prefixes[".".join(parts[:i])] += 1
+                break
+    if not prefixes:
+        return dict(state), ()
+    # Of equally many the shorter one: a teacher beside a student is no better than it.
+    prefix, count = min(prefixes.items(), key=lambda item: (-item[1], len(item[0])))
+    if prefix == "" or 2 * count < len(wanted):
+        return dict(state), ()
+    start = f"{prefix}."
+    matched = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+    beside = {
+        k: v for k, v in state.items() if not k.startswith(start) and k in wanted - matched.keys()
+    }
+    left = len(state) - len(matched) - len(beside)
+    notes = [f"prefix '{start}' taken off"]
+    if left:
+        notes.append(f"{left} other keys left out")
+    return {**matched, **beside}, tuple(notes)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -83,6 +75,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     if problems and (converted := _converted(model, state)) is not None:
         state, problems = converted, []
     if problems:
+        if (known := recognised(state)) is not None:
+            problems[-1] = known
         raise InputError(f"'{origin}' does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(dict(state), strict=True)
 
@@ -143,14 +137,6 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, AssertionError):
         return None  # not a checkpoint of this family: the caller says what does not fit
     return converted if not mismatches(model, converted) else None
-
-
-def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without the prefixes that DataParallel and torch.compile put before every key."""
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
 
 
 def _some(items: list[str]) -> str:

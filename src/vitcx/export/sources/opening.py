@@ -69,6 +69,7 @@ def open_source(
     spec: ModelSpec | None,
     checkpoint: Path | None,
     num_classes: int | None,
+    weights: str | None,
     size: tuple[int, int] | None,
     where: tuple[int | None, int],
     headless: bool,
@@ -78,7 +79,7 @@ def open_source(
 
     Parameters
     ----------
-    model, spec, checkpoint, num_classes : as of `vitcx.export.export_model`.
+    model, spec, checkpoint, num_classes, weights : as of `vitcx.export.export_model`.
     size : (H, W) in pixels that is asked for.
     where : stage and block that are asked for.
     headless : features are wanted, not classes.
@@ -93,12 +94,14 @@ def open_source(
         if spec is not None:
             raise InputError("a spec goes with a module: leave it out for a model by name")
         say(f"making {model}" + ("" if checkpoint else ", with weights from the hub"))
-        module, origin = timm_model(model, checkpoint, num_classes, size, headless=headless)
+        module, origin = timm_model(
+            model, checkpoint, num_classes, size, headless=headless, weights=weights
+        )
         return _of_timm(module, model, origin)
-    if checkpoint is not None or num_classes is not None:
+    if checkpoint is not None or num_classes is not None or weights is not None:
         raise InputError(
-            "checkpoint and num_classes go with a model by name: a module is exported as it is; "
-            "load its weights first"
+            "checkpoint, num_classes and weights go with a model by name: a module is exported as "
+            "it is; load its weights first"
         )
     if spec is not None and size is not None:
         raise InputError("img_size and a spec: give the size in the spec, input_size=(H, W)")

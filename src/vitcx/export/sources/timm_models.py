@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitcx.export.graph.observing import check_attention
 from vitcx.export.quiet import only_errors_from
+from vitcx.export.sources.checkpoint_files import read_checkpoint
 from vitcx.export.sources.checkpoints import (
     head_classes,
     load_strictly,
+    match_keys,
     mismatches,
-    read_checkpoint,
 )
 from vitcx.export.sources.preprocessing import input_size_of
 from vitcx.export.sources.timm_import import import_timm
@@ -32,6 +34,7 @@ def timm_model(
     img_size: tuple[int, int] | None = None,
     *,
     headless: bool = False,
+    weights: str | None = None,
 ) -> tuple[nn.Module, str]:
     """A timm model with trained weights, and where they came from in words.
 
@@ -42,6 +45,7 @@ def timm_model(
     num_classes : None takes those of the checkpoint's head or the hub's.
     img_size : (H, W) in pixels; None keeps the model's own.
     headless : take its classifier off, and give features.
+    weights : "ema" or "raw", where the checkpoint holds both; None takes "ema".
 
     Raises
     ------
@@ -53,8 +57,13 @@ def timm_model(
     model = _create(name, pretrained=False)
     check_attention(model, input_size_of(model))
     if checkpoint is not None:
-        _load(model, checkpoint, num_classes, img_size)
+        model, notes = _with_weights(
+            name, model, checkpoint, num_classes, img_size, headless, weights
+        )
         source = f"checkpoint: {checkpoint.name} (sha256 {sha256_of(checkpoint)})"
+        source = "; ".join([source, *notes])
+    elif weights is not None:
+        raise InputError("weights says which of a checkpoint's are meant: give --checkpoint too")
     else:
         own = getattr(model, "num_classes", None)
         if own == 0 and not headless:
@@ -127,11 +136,24 @@ def _windows(model: nn.Module) -> Any:
     return windows[0] if len(set(windows)) == 1 else tuple(windows)
 
 
-def _load(
-    model: nn.Module, checkpoint: Path, num_classes: int | None, img_size: tuple[int, int] | None
-) -> None:
-    """Load `checkpoint` strictly, after giving `model` the number of classes of its head."""
-    state = read_checkpoint(checkpoint)
+def _with_weights(
+    name: str,
+    model: nn.Module,
+    checkpoint: Path,
+    num_classes: int | None,
+    img_size: tuple[int, int] | None,
+    headless: bool,
+    weights: str | None,
+) -> tuple[nn.Module, list[str]]:
+    """The model with the weights of `checkpoint`, and what was done with them in words.
+
+    It gets the channels, pooling and number of classes that the weights have.
+    """
+    read = read_checkpoint(checkpoint, weights)
+    state, notes = match_keys(read.state, model.state_dict())
+    said = [{"ema": "its EMA weights", "raw": "its raw weights"}[read.kind]] if read.kind else []
+    if needed := _arguments_for(model, state):
+        model = _create(name, pretrained=False, **needed)
     found = head_classes(model, state)
     if num_classes is not None and found is not None and num_classes != found:
         raise InputError(
@@ -139,20 +161,53 @@ def _load(
             "classes: leave it out"
         )
     classes = found if num_classes is None else num_classes
+    if found is None and num_classes is None and headless:
+        classes = 0
     if classes is not None and classes != getattr(model, "num_classes", classes):
         cast(Any, model).reset_classifier(classes)
+    if found is None and classes != 0 and _lacks_only_its_head(model, state):
+        raise InputError(
+            f"'{checkpoint.name}' has the weights of {type(model).__name__} without a classifier, "
+            "so there are no classes to explain: give weights with one, or explain the features: "
+            "--head none"
+        )
     # Weights may have been trained at the model's own size or at the one that is asked for.
     if img_size is not None and mismatches(model, state):
         resize(model, img_size)
     load_strictly(model, state, checkpoint.name)
+    return model, [*said, *notes]
 
 
-def _create(name: str, *, pretrained: bool) -> nn.Module:
+def _arguments_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a model must be made with for these weights: its channels, and MAE's pooling."""
+    needed: dict[str, Any] = {}
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    first = config.get("first_conv")
+    key = f"{first}.weight"
+    own = model.state_dict().get(key)
+    if own is not None and key in state and own.ndim == state[key].ndim == 4:
+        channels = int(state[key].shape[1])
+        if channels != own.shape[1]:
+            needed["in_chans"] = channels
+    if "fc_norm.weight" in state and "norm.weight" not in state and hasattr(model, "fc_norm"):
+        needed["global_pool"] = "avg"
+    return needed
+
+
+def _lacks_only_its_head(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    missing = [key for key in model.state_dict() if key not in state]
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or "head"
+    names = (heads,) if isinstance(heads, str) else tuple(heads)
+    return bool(missing) and all(key.startswith(tuple(f"{n}." for n in names)) for key in missing)
+
+
+def _create(name: str, *, pretrained: bool, **arguments: Any) -> nn.Module:
     timm = import_timm()
     try:
         # The hub logs each of its retries; the error that follows says it in one line.
         with only_errors_from("huggingface_hub"):
-            model: nn.Module = timm.create_model(name, pretrained=pretrained)
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
         if _is_network(error):
             reason = (str(error).strip().splitlines() or [""])[0]
