@@ -27,7 +27,7 @@ from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.precision.formats import AVAILABLE
 from vitcx.export.precision.measuring import open_graph
 from vitcx.export.precision.reduced import write_reduced
-from vitcx.runtime.bundle import ENCODER_NAME, ENCODERS, MODEL_NAME, Bundle, read_bundle
+from vitcx.runtime.bundle import ENCODERS, Bundle, read_bundle
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.pictures.preprocess import prepare
 
@@ -107,9 +107,9 @@ def write_bundle(
     folder.mkdir(parents=True)
     beside.mkdir()
     runnable = write_reduced(AVAILABLE[name], source.path, folder, beside, encoder)
-    files = dict.fromkeys((MODEL_NAME, *[ENCODER_NAME] * (encoder == "fp32")), "")
-    manifest = replace(source.manifest, precision=name, files=files)
-    return Bundle(runnable if stand_in else folder, manifest)
+    made = runnable if stand_in else folder
+    files = {file.name: "" for file in made.iterdir()}
+    return Bundle(made, replace(source.manifest, precision=name, files=files))
 
 
 def _faithfulness(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,14 +103,12 @@ def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
 def write_older(bundle: Bundle, out: Path) -> Bundle:
     """A copy of the bundle in the folder `out`, which must not be there, with older graphs."""
     out.mkdir(parents=True)
-    for name in bundle.manifest.files:
-        if name.endswith(".onnx"):
-            model = onnx.load(bundle.path / name)
-            older_graph(model)
-            onnx.save(model, out / name)
-        else:
-            shutil.copyfile(bundle.path / name, out / name)
-    files = {name: sha256_of(out / name) for name in bundle.manifest.files}
+    graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
+    for name in graphs:
+        model = onnx.load(bundle.path / name)  # with its weights, wherever they lie
+        older_graph(model)
+        onnx.save(model, out / name)
+    files = {name: sha256_of(out / name) for name in graphs}
     write_manifest(out, replace(bundle.manifest, files=files, opset=OPSET))
     return read_bundle(out)
 
