@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,10 @@ RISE_KEEP = 0.5
 # one 28 x 28 grid, and a mask is exact on 28 x 28 numbers, whatever the picture's size.
 RISE_SHIFTS = 4
 
+# Those that an explanation or a picture on its way still has, and no others: thousands of masks are
+# megabytes, and seeds are many.
+_in_use: WeakValueDictionary[tuple[int, int], FloatArray] = WeakValueDictionary()
+
 
 def random_masks(count: int, seed: int) -> FloatArray:
     """RISE's masks: random binary grids, upsampled bilinearly, each shifted at random.
@@ -25,8 +31,17 @@ def random_masks(count: int, seed: int) -> FloatArray:
     Returns
     -------
     (count,28,28) float32 in [0, 1] at mask resolution: upsampled, it is the mask. The first masks
-    of a longer run with the same seed are the same. Read-only: pictures share it.
+    of a longer run with the same seed are the same. Read-only: pictures share it, for as long as
+    one of them is there.
     """
+    masks = _in_use.get((count, seed))
+    if masks is None:
+        masks = _make(count, seed)
+        _in_use[count, seed] = masks
+    return masks
+
+
+def _make(count: int, seed: int) -> FloatArray:
     nodes = RISE_CELLS * RISE_SHIFTS
     masks = np.empty((count, nodes, nodes), dtype=np.float32)
     # Node j of the fine grid lies at (j + 1/2) / RISE_SHIFTS cells.
