@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.targets import read_target, resolve_targets
+from vitcx.runtime.targets import count_targets, read_target, resolve_targets
 
 ANIMALS = ("tabby, tabby cat", "tiger", "Crane", "crane, bird", "fox")
 DIGITS = ("3", "7", "1", "nine")
@@ -124,3 +124,21 @@ def test_a_cell_of_a_table(cell, expected):
 def test_a_cell_that_is_no_target_is_refused(cell):
     with pytest.raises(InputError, match="neither a class index nor a class name"):
         read_target(cell)
+
+
+@pytest.mark.parametrize(
+    ("targets", "most"),
+    [
+        (None, 1),
+        (7, 1),
+        ("fox", 1),
+        ("top5", 5),
+        (" TOP500 ", 500),
+        ([1, "fox", "top3"], 5),
+        (["top9"] * 9, 81),
+        (np.arange(4), 4),
+        (np.array(4), 1),
+    ],
+)
+def test_the_most_classes_that_targets_can_name(targets, most):
+    assert count_targets(targets) == most

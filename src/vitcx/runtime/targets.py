@@ -54,7 +54,7 @@ def resolve_targets(
         return _likeliest(1, probabilities)
     if isinstance(targets, str):
         return _by_word(targets, probabilities, names)
-    if not isinstance(targets, Sequence | np.ndarray | set) or getattr(targets, "ndim", 1) == 0:
+    if not _are_several(targets):
         return (_by_index(targets, names),)
     if len(targets) == 0:
         raise InputError("targets is empty: give None for the likeliest class, or name some")
@@ -65,6 +65,16 @@ def resolve_targets(
         else:
             found.append(_by_index(target, names))
     return tuple(found)
+
+
+def count_targets(targets: Any) -> int:
+    """How many classes targets can name at most, whatever the model is: a bound to check first."""
+    if isinstance(targets, str):
+        top = _TOP.fullmatch(_folded(targets))
+        return int(top[1]) if top else 1
+    if _are_several(targets):
+        return sum(map(count_targets, targets))
+    return 1
 
 
 def read_target(cell: Any) -> int | str | None:
@@ -95,6 +105,12 @@ def read_target(cell: Any) -> int | str | None:
         except TypeError:
             pass
     raise InputError(f"{cell!r:.100} is neither a class index nor a class name")
+
+
+def _are_several(targets: Any) -> bool:
+    if isinstance(targets, np.ndarray):
+        return targets.ndim > 0
+    return isinstance(targets, Sequence | set)
 
 
 def _likeliest(count: int, probabilities: NDArray[np.float32]) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.colormap import color_table
 from vitcx.runtime.pictures.overlay import drawing
+from vitcx.runtime.targets import count_targets
 from vitcx.serving.limits import Limits
-from vitcx.serving.reading import Asked, check_answer, count_targets, most_masks
+from vitcx.serving.reading import Asked, check_answer, most_masks
 
 # Of the JSON: what is neither of a target nor of a mask; a target without its impacts; an impact.
 _SUMMARY_BYTES, _TARGET_BYTES, _IMPACT_BYTES = 16 << 10, 2 << 10, 16

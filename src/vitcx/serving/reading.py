@@ -15,6 +15,7 @@ from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import SETTING_NAMES as EXPLAIN_SETTINGS
 from vitcx.runtime.settings import Request, Settings
+from vitcx.runtime.targets import count_targets
 from vitcx.serving import json_text
 from vitcx.serving.base64_text import read_base64
 from vitcx.serving.forms import read_form
@@ -105,9 +106,11 @@ def _loosely(name: str, text: str) -> Any:
     if name == "settings":
         return json_text.small(text.encode(), "'settings'")
     try:
-        return json_text.small(text.encode(), f"'{name}'")
+        value = json_text.small(text.encode(), f"'{name}'")
     except InputError:
         return text
+    # A number that is written as text is a word, here as on the command line.
+    return text if name == "targets" and isinstance(value, int | float) else value
 
 
 def _asked(
@@ -151,14 +154,6 @@ def check_answer(expected_bytes: int, limits: Limits) -> None:
         )
 
 
-def count_targets(targets: Any) -> int:
-    """How many classes the targets that `check_targets` has accepted can name."""
-    if isinstance(targets, list):
-        return len(targets)
-    top = targets.removeprefix("top") if isinstance(targets, str) else ""
-    return int(top) if top != targets and top.isdecimal() else 1
-
-
 def most_masks(settings: Settings, manifest: Manifest) -> int:
     """The most masks that an explanation can have."""
     shape = METHODS[settings.method].mask_shape
@@ -191,8 +186,7 @@ def make_request(
 def check_targets(targets: Any, most: int) -> Any:
     """Targets of a shape that the explainer takes, and not too many."""
     if isinstance(targets, str) and len(targets) <= 200:
-        top = targets.removeprefix("top")
-        if top != targets and top.isdecimal() and (len(top) > 6 or int(top) > most):
+        if count_targets(targets) > most:
             raise InputError(f"'targets' asks for more than {most} classes")
         return targets
     if targets is None:
@@ -201,6 +195,8 @@ def check_targets(targets: Any, most: int) -> Any:
         if len(targets) > most:
             raise InputError(f"'targets' lists more than {most} classes")
         if all(type(t) is int or (isinstance(t, str) and len(t) <= 200) for t in targets):
+            if count_targets(targets) > most:
+                raise InputError(f"'targets' asks for more than {most} classes")
             return targets
     elif type(targets) is int:
         return targets

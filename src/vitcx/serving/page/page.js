@@ -64,7 +64,7 @@ async function explain(target) {
     form.append("image", picture.file);
     form.append("include", "heatmap,masks,colors");
     form.append("masks", "9");
-    if (target !== null) form.append("targets", String(target));
+    if (target !== null) form.append("targets", `index:${target}`);
     const start = performance.now();
     const got = await ask("v1/explain", { method: "POST", body: form, signal: mine.signal });
     answer = decode(got);
