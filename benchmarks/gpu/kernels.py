@@ -22,8 +22,10 @@ import numpy as np
 from benchmarks.gpu.probe import probe, run, run_tests
 from benchmarks.gpu.report import Report, default_path
 from vitcx.kernels.errors import DeviceError
+from vitcx.kernels.gpu import mask_kernels
+from vitcx.kernels.gpu.blending import blend_rows, pack_perturbations
 from vitcx.kernels.gpu.device import Gpu
-from vitcx.kernels.gpu.launches import GpuKernels, pack_perturbations
+from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 
 BATCH, CHANNELS, SIDE, GRID = 128, 3, 224, 14
@@ -52,7 +54,7 @@ def bandwidth(gpu: Gpu) -> dict[str, object]:
 
     core = cuda_module()
     results: dict[str, object] = {}
-    kernels = GpuKernels(gpu)
+    launcher = KernelLauncher(gpu)
     rng = np.random.default_rng(0)
     with gpu.new_stream() as stream:
         # The copy: 1 GiB each way, far more than any cache holds.
@@ -92,7 +94,7 @@ def bandwidth(gpu: Gpu) -> dict[str, object]:
             turn = iter(range(10**9))
 
             def work(outs=outs, held=held, turn=turn):
-                kernels.blend(*held, outs[next(turn) % len(outs)], stream)
+                blend_rows(launcher, *held, outs[next(turn) % len(outs)], stream)
 
             samples = seconds_per_launch(gpu, work, stream)
             moved = outs[0].nbytes + image.nbytes + masks.nbytes
@@ -111,7 +113,7 @@ def bandwidth(gpu: Gpu) -> dict[str, object]:
 
 def workload(gpu: Gpu) -> None:
     """A few launches of every path, small: sanitizers are slow."""
-    kernels = GpuKernels(gpu)
+    launcher = KernelLauncher(gpu)
     rng = np.random.default_rng(0)
     with gpu.new_stream() as stream:
         for size in ((32, 32), (9, 13)):
@@ -122,7 +124,8 @@ def workload(gpu: Gpu) -> None:
                 for k in range(2)
             ]
             out = gpu.allocate((8, 3, *size), np.float32, stream)
-            kernels.blend(
+            blend_rows(
+                launcher,
                 image,
                 masks,
                 gpu.upload(pack_perturbations(perturbations), stream),
@@ -132,22 +135,24 @@ def workload(gpu: Gpu) -> None:
         embedding = gpu.upload(rng.normal(size=(40, 7, 7)).astype(np.float32), stream)
         low = gpu.allocate((40, 7, 7), np.float32, stream)
         kept = gpu.allocate((40,), np.int32, stream)
-        kernels.normalise(embedding, low, kept, (56, 56), stream)
+        mask_kernels.normalise(launcher, embedding, low, kept, (56, 56), stream)
         gram = gpu.upload(np.eye(7, dtype=np.float32), stream)
         weighted = gpu.allocate((40, 7, 7), np.float32, stream)
-        kernels.gram_apply(low, gram, gram, weighted, stream)
+        mask_kernels.gram_apply(launcher, low, gram, gram, weighted, stream)
         products = gpu.upload(np.eye(40, dtype=np.float32), stream)
         distances = gpu.allocate((780,), np.float32, stream)
-        kernels.cosine_distance(products, distances, stream)
+        mask_kernels.cosine_distance(launcher, products, distances, stream)
         members = gpu.upload(np.arange(40, dtype=np.int32), stream)
         offsets = gpu.upload(np.array([0, 15, 40], np.int32), stream)
         clusters = gpu.allocate((2, 7, 7), np.float32, stream)
-        kernels.cluster_masks(low, members, offsets, clusters, (56, 56), "renormalised", stream)
+        mask_kernels.cluster_masks(
+            launcher, low, members, offsets, clusters, (56, 56), "renormalised", stream
+        )
         impacts = gpu.upload(np.ones((1, 2), np.float32), stream)
         maps = gpu.allocate((2, 7, 7), np.float32, stream)
         saliency = gpu.allocate((1, 56, 56), np.float32, stream)
         coverage = gpu.allocate((56, 56), np.float32, stream)
-        kernels.aggregate(clusters, impacts, maps, saliency, coverage, stream)
+        mask_kernels.aggregate(launcher, clusters, impacts, maps, saliency, coverage, stream)
         stream.synchronise()
 
 

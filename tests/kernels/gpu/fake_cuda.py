@@ -278,18 +278,17 @@ class ObjectCode:
 
 def install(monkeypatch, shim):
     """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
-    from vitcx.kernels.gpu import arrays, current_device, streams
+    from vitcx.kernels.gpu import arrays, current_device, launcher, streams
     from vitcx.kernels.gpu import device as gpu
-    from vitcx.kernels.gpu import launches as gpu_kernels
 
     fake = FakeCore(shim)
 
     def module(name="cuda.core"):
         return {"cuda.core": fake, "cuda.bindings.driver": Driver}[name]
 
-    for user in (arrays, current_device, gpu, gpu_kernels, streams):
+    for user in (arrays, current_device, gpu, launcher, streams):
         monkeypatch.setattr(user, "cuda_module", module)
-    monkeypatch.setattr(gpu_kernels, "cubin", lambda unit, arch, cache: b"cubin")
+    monkeypatch.setattr(launcher, "cubin", lambda unit, arch, cache: b"cubin")
     Buffer.live = Buffer.live_device_bytes = 0
     _CREATED.clear()
     return fake

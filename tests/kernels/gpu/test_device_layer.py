@@ -20,17 +20,18 @@ from scipy.spatial.distance import squareform
 
 from tests.kernels.gpu import fake_cuda
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
-from vitcx.kernels.gpu import arrays, cublas, cuda_modules
-from vitcx.kernels.gpu import operations as gpu_steps
+from vitcx.kernels.gpu import arrays, cublas, cuda_modules, mask_space
 from vitcx.kernels.gpu.arrays import DeviceArray, DevicePointer, accept, gpu_of
-from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
-from vitcx.kernels.gpu.launches import (
+from vitcx.kernels.gpu.blending import (
     PERTURBATION_DTYPE,
-    GpuKernels,
+    Blender,
     blend_grid,
+    blend_rows,
     pack_perturbations,
 )
-from vitcx.kernels.gpu.operations import Blender, MaskSpace, cluster_members
+from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
+from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.gpu.mask_space import MaskSpace, cluster_members
 from vitcx.kernels.gpu.streams import as_stream, stream_handle
 from vitcx.kernels.host.blend import DROPPED, MASKED, NOISY, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
@@ -69,7 +70,7 @@ class Interface:
 
 def test_importing_touches_no_cuda_package():
     code = (
-        "import sys, vitcx.kernels.gpu.operations, vitcx.kernels.gpu.compiler; "
+        "import sys, vitcx.kernels.gpu.blending, vitcx.kernels.gpu.mask_space; "
         "print([m for m in sys.modules if m == 'cuda' or m.startswith('cuda.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -486,7 +487,7 @@ def test_blender_is_the_twin(size, on_device, core):
     device = Gpu()
     stream = device.new_stream()
     with (
-        Blender(device, GpuKernels(device), stream) as blender,
+        Blender(device, KernelLauncher(device), stream) as blender,
         device.allocate(expected.shape, np.float32, stream) as out,
     ):
         given = [accept(Interface(images[0]))] if on_device else list(images)
@@ -498,19 +499,22 @@ def test_blender_is_the_twin(size, on_device, core):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows):
-    """An image of its own and a mask of its own for each row is the most there can be."""
+@pytest.mark.parametrize("grid", [(4, 5), (9, 10)])
+def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows, grid):
+    """An image of its own and a mask of its own for each row is the most there can be. Occlusion's
+    masks are as fine as the image.
+    """
     generator = np.random.default_rng(rows)
     images = list(generator.random((rows, 3, 9, 10), dtype=np.float32))
-    masks = list(generator.random((rows, 4, 5), dtype=np.float32))
+    masks = list(generator.random((rows, *grid), dtype=np.float32))
     perturbations = [Perturbation(i, i, i, 11, 0.1, ((MASKED, i),)) for i in range(rows)]
     device = Gpu()
     with (
         device.new_stream() as stream,
         device.allocate((rows, 3, 9, 10), np.float32, stream) as out,
-        Blender(device, GpuKernels(device), stream) as blender,
+        Blender(device, KernelLauncher(device), stream) as blender,
     ):
-        blender.reserve((rows, 3, 9, 10), (4, 5))
+        blender.reserve((rows, 3, 9, 10))
         held = fake_cuda.Buffer.live_device_bytes
         core.Device.memory_bytes = held
         try:
@@ -547,7 +551,7 @@ def test_a_batch_of_the_wrong_shape_is_refused(core):
     for shape, held in (((2, 3, 8, 9), np.float32), ((2, 3, 8, 8), np.float16)):
         out = device.allocate(shape, held, stream)
         with pytest.raises(DeviceArrayError, match="batch of shape"):
-            GpuKernels(device).blend(images, masks, perturbations, out, stream)
+            blend_rows(KernelLauncher(device), images, masks, perturbations, out, stream)
 
 
 class FakeCublas:
@@ -567,7 +571,7 @@ def as_numpy(array):
 
 
 def test_mask_space_is_the_numpy_modules(core, monkeypatch):
-    monkeypatch.setattr(gpu_steps, "Cublas", FakeCublas)
+    monkeypatch.setattr(mask_space, "Cublas", FakeCublas)
     grid, size = (5, 4), (40, 37)
     generator = np.random.default_rng(1)
     embedding = generator.normal(size=(9, *grid)).astype(np.float32)
@@ -576,7 +580,7 @@ def test_mask_space_is_the_numpy_modules(core, monkeypatch):
     labels = np.array([0, 1, 0, 2, -1, 1, 2, 0, 2])
     device = Gpu()
     stream = device.new_stream()
-    with MaskSpace(device, GpuKernels(device), stream, grid, size) as space:
+    with MaskSpace(device, KernelLauncher(device), stream, grid, size) as space:
         there = device.upload(embedding, stream)
         masks, kept, condensed = space.distances(there)
         assert kept.tolist() == [True] * 4 + [False] + [True] * 4

@@ -15,12 +15,14 @@ import pytest
 from scipy.spatial.distance import squareform
 
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
+from vitcx.kernels.gpu import mask_kernels
 from vitcx.kernels.gpu.arrays import DeviceArray, accept, gpu_of
+from vitcx.kernels.gpu.blending import Blender
 from vitcx.kernels.gpu.cuda_modules import cuda_module
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.driver import find_driver
-from vitcx.kernels.gpu.launches import GpuKernels
-from vitcx.kernels.gpu.operations import Blender, MaskSpace
+from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.gpu.mask_space import MaskSpace
 from vitcx.kernels.host.blend import MASKED, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.method.aggregation import aggregate
@@ -42,8 +44,8 @@ def device():
 
 
 @pytest.fixture(scope="module")
-def kernels(device, tmp_path_factory):
-    return GpuKernels(device, tmp_path_factory.mktemp("cubins"))
+def launcher(device, tmp_path_factory):
+    return KernelLauncher(device, tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.mark.parametrize("sharp", [False, True])
@@ -52,7 +54,7 @@ def kernels(device, tmp_path_factory):
     ("size", "grid"),
     [((224, 224), (14, 14)), ((15, 13), (4, 3)), ((9, 12), (3, 3)), ((5, 7), (8, 9))],
 )
-def test_blend_is_the_twin(device, kernels, size, grid, scale, sharp):
+def test_blend_is_the_twin(device, launcher, size, grid, scale, sharp):
     generator = np.random.default_rng(0)
     images = generator.normal(size=(2, 3, *size)).astype(np.float32)
     masks = generator.random((6, *grid), dtype=np.float32)
@@ -70,7 +72,7 @@ def test_blend_is_the_twin(device, kernels, size, grid, scale, sharp):
     ]
     expected = np.zeros((24, 3, *size), np.float32)
     blend(images, masks, perturbations, expected, NoiseCache())
-    with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
+    with device.new_stream() as stream, Blender(device, launcher, stream) as blender:
         out = device.upload(np.zeros(expected.shape, np.float32), stream)
         for _ in range(2):
             blender.blend(list(images), list(masks), perturbations, out)
@@ -79,13 +81,13 @@ def test_blend_is_the_twin(device, kernels, size, grid, scale, sharp):
     np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 
-def test_batches_one_behind_the_other_do_not_mix(device, kernels):
+def test_batches_one_behind_the_other_do_not_mix(device, launcher):
     """The second one's images go up through the memory that the first one's are still leaving."""
     generator = np.random.default_rng(4)
     masks = list(generator.random((2, 3, 3), dtype=np.float32))
     perturbations = [Perturbation(0, i, i, 5, 0.1, ((MASKED, i),)) for i in range(2)]
     batches = [generator.normal(size=(1, 3, 96, 96)).astype(np.float32) for _ in range(6)]
-    with device.new_stream() as stream, Blender(device, kernels, stream) as blender:
+    with device.new_stream() as stream, Blender(device, launcher, stream) as blender:
         outs = [device.zeros((2, 3, 96, 96), np.float32, stream) for _ in batches]
         for images, out in zip(batches, outs, strict=True):
             blender.blend(list(images), masks, perturbations, out)
@@ -98,7 +100,7 @@ def test_batches_one_behind_the_other_do_not_mix(device, kernels):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 
-def test_masks_and_maps(device, kernels):
+def test_masks_and_maps(device, launcher):
     grid, size = (14, 14), (224, 224)
     generator = np.random.default_rng(1)
     embedding = generator.normal(size=(192, *grid)).astype(np.float32)
@@ -108,7 +110,7 @@ def test_masks_and_maps(device, kernels):
     expected = vit_masks(embedding, size)
     with device.new_stream() as stream:
         try:
-            space = MaskSpace(device, kernels, stream, grid, size)
+            space = MaskSpace(device, launcher, stream, grid, size)
         except DeviceError as error:
             pytest.skip(str(error))
         with space:
@@ -190,15 +192,15 @@ def test_cupy_in_without_a_copy(device):
         assert taken.pointer == array.data.ptr
 
 
-def test_a_graph_of_two_kernels(device, kernels):
+def test_a_graph_of_two_kernels(device, launcher):
     with device.new_stream() as stream:
         embedding = np.random.default_rng(2).normal(size=(8, 14, 14)).astype(np.float32)
         source = device.upload(embedding, stream)
         masks = device.upload(np.zeros_like(embedding), stream)
         kept = device.upload(np.zeros(8, np.int32), stream)
-        kernels.normalise(source, masks, kept, (224, 224), stream)  # compiled before recording
+        launcher.prepare("masks", "vitcx_normalise")  # compiled before recording
         with device.record_cuda_graph(
-            stream, lambda s: kernels.normalise(source, masks, kept, (224, 224), s)
+            stream, lambda s: mask_kernels.normalise(launcher, source, masks, kept, (224, 224), s)
         ) as graph:
             graph.launch(stream)
             result = device.download(masks, stream)

@@ -103,7 +103,7 @@ def test_an_encoder_with_a_plan_of_its_own(bundle, pictures, expected, monkeypat
 def test_a_batch_that_does_not_fit_is_halved(bundle, pictures, expected, monkeypatch, tmp_path):
     recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
     row = 4 * 3 * SIZE * SIZE
-    emulated_driver.set_memory(16 * row + 4 * row + 60_000)
+    emulated_driver.set_memory(8 * (row + row + row // 3) + 4 * row + 60_000)
     try:
         with TensorRTSession(bundle, batch_size=64, encode_images=4) as session:
             assert session.batch_size == 8
@@ -130,6 +130,52 @@ def test_a_picture_that_its_owner_is_still_writing_to_the_device(
             ):
                 lent.buffer.copy_from(source.buffer, stream=theirs.native)
                 check([explainer.explain(lent, targets="top2")], [wanted])
+
+
+# Their masks have different resolutions: 4 x 4, 28 x 28, and every pixel.
+METHODS = (
+    {},
+    {"method": "rise", "mask_count": 30},
+    {"method": "occlusion"},
+    {"method": "score-cam"},
+    {"method": "random-cx", "mask_count": 10, "estimator": "teams"},
+    {"estimator": "antithetic"},
+)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_methods_beside_one_another_from_many_callers(
+    in_order, bundle, pictures, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    asked = [(picture, settings) for picture in pictures[:3] for settings in METHODS]
+    with Explainer(bundle, OnnxRuntimeSession(bundle)) as explainer:
+        expected = [explainer.explain(picture, "top2", **settings) for picture, settings in asked]
+    with (
+        Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
+        ThreadPoolExecutor(6) as callers,
+    ):
+        found = callers.map(lambda one: explainer.explain(one[0], "top2", **one[1]), asked)
+        check(found, expected)
+        requests = [explainer.request(picture, "top2", **settings) for picture, settings in asked]
+        with explainer.open_pipeline(in_order=in_order, limit=len(requests)) as pipeline:
+            tickets = list(callers.map(pipeline.submit, requests))
+            pipeline.end()
+            check([ticket.result(timeout=60) for ticket in tickets], expected)
+
+
+def test_no_method_takes_memory_after_the_session_is_open(bundle, pictures, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer:
+        opened = explainer.session._opened
+        with explainer.session._gpu.current(), opened.scorers.take(), opened.scorers.take():
+            pass  # all that there are
+        emulated_driver.set_memory(0)
+        try:
+            for settings in METHODS:
+                explainer.explain(pictures[0], **settings)
+        finally:
+            emulated_driver.set_memory(1 << 30)
 
 
 @pytest.mark.parametrize("theirs", [0, None])

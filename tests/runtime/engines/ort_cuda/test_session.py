@@ -218,7 +218,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller_with_the_same_result(
     row = 4 * 3 * SIZE * SIZE
 
     def allocate(self, size, *, stream):
-        if size > 8 * row:
+        if size > 10 * row:
             raise fake_cuda.FakeDriverError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed\nmore")
         return plain(self, size, stream=stream)
 

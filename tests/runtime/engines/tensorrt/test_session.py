@@ -33,8 +33,8 @@ from tests.tiny_bundle import (
 )
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu.arrays import DevicePointer
+from vitcx.kernels.gpu.blending import PERTURBATION_DTYPE
 from vitcx.kernels.gpu.driver import find_driver
-from vitcx.kernels.gpu.launches import PERTURBATION_DTYPE
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.session import PixelBatch
@@ -383,7 +383,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
 ):
     """Room for 8 rows, not for 16, with an image and a mask for each; scratch takes 12 KB."""
     row = 4 * (3 * SIZE * SIZE + CLASSES + CHANNELS * 16)
-    source = 4 * (3 * SIZE * SIZE + 16) + PERTURBATION_DTYPE.itemsize
+    source = 4 * (3 * SIZE * SIZE + SIZE * SIZE) + PERTURBATION_DTYPE.itemsize
     monkeypatch.setattr(fake_cuda.Device, "memory_bytes", 8 * (row + source) + 4 * row + 20_000)
     with TensorRTSession(bundle, batch_size=64, encode_images=4) as session:
         assert session.batch_size == 8
@@ -549,7 +549,7 @@ def test_without_the_kernels_compiler_no_session_opens(bundle, record, monkeypat
     def no_compiler(*_):
         raise DeviceError("The GPU path needs NVRTC\nmore")
 
-    monkeypatch.setattr("vitcx.kernels.gpu.launches.cubin", no_compiler)
+    monkeypatch.setattr("vitcx.kernels.gpu.launcher.cubin", no_compiler)
     with pytest.raises(
         EngineError, match=r"opening a context .* failed: The GPU path needs NVRTC$"
     ):

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.errors import DeviceError, first_line
+from vitcx.kernels.gpu.blending import Blender
 from vitcx.kernels.gpu.device import Gpu
-from vitcx.kernels.gpu.launches import GpuKernels
-from vitcx.kernels.gpu.operations import Blender
+from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
@@ -124,12 +124,12 @@ def _in_turn(work: Callable[[], T]) -> T:
 class _Device(Closing):
     """What the session owns on the GPU; for its thread alone."""
 
-    def __init__(self, gpu: Gpu, graph: BoundGraph, batch_size: int, grid: tuple[int, int]) -> None:
+    def __init__(self, gpu: Gpu, graph: BoundGraph, batch_size: int) -> None:
         self.name = f"{gpu.name} ({gpu.arch})"
         self.graph = graph
         self.batch_size = batch_size
-        self._blender = Blender(gpu, GpuKernels(gpu), graph.stream)
-        self._blender.reserve(graph.images.shape, grid)
+        self._blender = Blender(gpu, KernelLauncher(gpu), graph.stream)
+        self._blender.reserve(graph.images.shape)
 
     def score(self, batch: PixelBatch) -> Scores:
         start = time.perf_counter()
@@ -178,7 +178,7 @@ def _open_device(
             opened = graph(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)
-            device = _Device(gpu, opened, size, bundle.manifest.grid)
+            device = _Device(gpu, opened, size)
             owned.pop_all()
         return device
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.errors import first_line
 from vitcx.kernels.gpu.arrays import DeviceArray
+from vitcx.kernels.gpu.blending import Blender
 from vitcx.kernels.gpu.device import CudaGraph, Gpu, PinnedBuffer
-from vitcx.kernels.gpu.launches import GpuKernels
-from vitcx.kernels.gpu.operations import Blender
+from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.session import PixelBatch, Scores
@@ -153,19 +153,18 @@ class ScoreContext(_BoundContext):
         engine: trt.ICudaEngine,
         gpu: Gpu,
         manifest: Manifest,
-        kernels: GpuKernels,
+        launcher: KernelLauncher,
         shapes: Shapes,
         runtime_cache: RuntimeCache | None,
     ) -> None:
-        self._kernels = kernels
+        self._launcher = launcher
         self._library = library
         self._pinned_images: PinnedBuffer | None = None
         super().__init__(library, engine, gpu, manifest, shapes, runtime_cache)
 
     def _prepare(self, own: Any) -> None:
-        self._blender = own(Blender(self._gpu, self._kernels, self._stream))
-        grid_height, grid_width = self._outputs[EMBEDDING].shape[2:]
-        self._blender.reserve(self._shape, (grid_height, grid_width))
+        self._blender = own(Blender(self._gpu, self._launcher, self._stream))
+        self._blender.reserve(self._shape)
         self._pinned_scores = own(PinnedBuffer(self._outputs[PROBABILITIES].nbytes))
         self._cuda_graph = self._record()
         if self._cuda_graph is not None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.device import Gpu
-from vitcx.kernels.gpu.launches import GpuKernels
+from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
@@ -146,10 +146,12 @@ class _Opened(Closing):
         score, encode = parts[SCORE], parts[ENCODE]
         scorer = _engine(score)
         encoder = scorer if encode == score else _engine(encode)
-        kernels = GpuKernels(gpu)
+        launcher = KernelLauncher(gpu)
         score_cache, encode_cache = _runtime_cache(score, SCORE), _runtime_cache(encode, ENCODE)
         self.scorers = ContextPool(
-            lambda: ScoreContext(library, scorer, gpu, manifest, kernels, score.shapes, score_cache)
+            lambda: ScoreContext(
+                library, scorer, gpu, manifest, launcher, score.shapes, score_cache
+            )
         )
         try:
             self.encoders = ContextPool(
