@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test check fast clean
+.PHONY: demo test check fast attack clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vitcx demo --out $(OUT)
@@ -22,6 +22,13 @@ check: $(VENV)/.dev
 # The tests that need neither torch nor more than a minute.
 fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" tests/runtime tests/kernels
+
+# Bad requests, mutated pictures and bundles, silent and slow connections, beside an honest client
+# of a server on loopback: about 40 minutes. SCALE=0.1 for a tenth.
+SCALE ?= 1
+SECONDS ?= 2400
+attack: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.attack --scale $(SCALE) --seconds $(SECONDS) --out out/attack.json
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

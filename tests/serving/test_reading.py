@@ -19,7 +19,7 @@ from vitcx.serving import json_text, open_inference
 from vitcx.serving.answers import JSON, NPZ, answer_bytes, render
 from vitcx.serving.base64_text import read_base64
 from vitcx.serving.forms import MOST_FIELD_BYTES, read_form
-from vitcx.serving.limits import Limits
+from vitcx.serving.limits import Limits, Refused
 from vitcx.serving.reading import check_answer, read_asked
 
 PICTURE = png()
@@ -283,6 +283,12 @@ def test_an_answer_beyond_the_limit_is_refused(explainer: Any) -> None:
         check_answer(answer_bytes(given, JSON, explainer.manifest), Limits(answer_bytes=100_000))
     with pytest.raises(InputError, match="the answer would have up to"):
         render(explainer.explain(png_array()), given, "image/png", Limits(answer_bytes=1000))
+
+
+def test_an_overlay_past_the_deadline_is_not_drawn(explainer: Any) -> None:
+    given = asked(explainer, json.dumps({"image": TEXT}).encode())
+    with pytest.raises(Refused, match="not done within 60 s"):
+        render(explainer.explain(png_array()), given, "image/png", Limits(), deadline=0.0)
 
 
 def png_array() -> Any:

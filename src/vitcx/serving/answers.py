@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.colormap import color_table
 from vitcx.runtime.pictures.overlay import drawing
 from vitcx.runtime.targets import count_targets
-from vitcx.serving.limits import Limits
+from vitcx.serving.limits import Limits, Refused
 from vitcx.serving.reading import Asked, check_answer, most_masks
 
 # Of the JSON: what is neither of a target nor of a mask; a target without its impacts; an impact.
@@ -74,18 +75,28 @@ def answer_bytes(asked: Asked, kind: str, manifest: Manifest) -> int:
     return size + _SUMMARY_BYTES
 
 
-def render(result: Explanation, asked: Asked, kind: str, limits: Limits) -> bytes:
+def render(
+    result: Explanation, asked: Asked, kind: str, limits: Limits, deadline: float = math.inf
+) -> bytes:
     """The body of an answer. Takes milliseconds to a second: not for the event loop.
+
+    Parameters
+    ----------
+    deadline : on the monotonic clock; an overlay that has not had its turn by then is not drawn.
 
     Raises
     ------
     InputError
         If an overlay would be larger than an answer may be.
+    Refused
+        504 past the deadline.
     """
     if kind == PNG:
         check_answer(3 * result.original.width * result.original.height, limits)
         buffer = io.BytesIO()
         with drawing():
+            if time.monotonic() > deadline:
+                raise Refused(504, f"not done within {limits.deadline:g} s")
             result.overlay(0, strength=asked.strength).save(buffer, "png")
         return buffer.getvalue()
     if kind == NPZ:

@@ -135,7 +135,7 @@ def _add_explain(app: FastAPI, admission: Admission) -> None:
                 check_answer(answer_bytes(asked, kind, manifest), limits)
                 (result,) = await admission.explain([asked.request], deadline, gone(http))
                 with timed(figures, "draw"):
-                    answer = await run_in_threadpool(render, result, asked, kind, limits)
+                    answer = await run_in_threadpool(render, result, asked, kind, limits, deadline)
         return Response(answer, media_type=kind)
 
     @app.get("/v1/classes")

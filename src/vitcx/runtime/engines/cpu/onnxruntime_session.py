@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS
@@ -70,6 +71,6 @@ def _open(ort: Any, bundle: Bundle, graph: Path, expected: Interface, threads: i
                 f"'{bundle.path}' is in bf16, and ONNX Runtime has no bfloat16 on the CPU: "
                 "export it in fp32, fp16 or int8, or use another engine"
             ) from None
-        raise BundleError(f"ONNX Runtime cannot load '{graph}': {error}") from None
+        raise BundleError(f"ONNX Runtime cannot load '{graph}': {first_line(error)}") from None
     check_interface(f"'{graph}'", interface_of_session(session), expected)
     return session

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.errors import first_line
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.errors import BundleError, EngineError, MissingExtraError
@@ -146,7 +147,7 @@ class _Model:
             )
             self._model: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise BundleError(f"OpenVINO cannot load '{graph}': {error}") from None
+            raise BundleError(f"OpenVINO cannot load '{graph}': {first_line(error)}") from None
         taken = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if taken != _HINTS[precision]:
             raise EngineError(
