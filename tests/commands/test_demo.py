@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from PIL import Image
 
 from vitcx.cli import main
@@ -21,3 +23,9 @@ def test_a_picture_called_demo_png_is_kept(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--scenes", "1"]) == 2
     assert "is not from 'vitcx demo'" in capsys.readouterr().err
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+def test_a_preset_is_taken(tmp_path):
+    assert main(["demo", "--out", str(tmp_path), "--scenes", "1", "--preset", "quick"]) == 0
+    summary = json.loads((tmp_path / "scene_00.json").read_text())
+    assert summary["settings"]["estimator"] == "teams"

@@ -42,6 +42,7 @@ def test_a_group_alone_shows_its_help(capsys):
 def test_every_help_has_an_example_and_explains_every_option(capsys, name):
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert f"vitcx {name}" in out.partition("Options:")[0].partition("\n")[2]
     command = cli.root.get_command(None, name)
     assert all(p.help for p in command.params if p.param_type_name == "option")

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from vitcx.cli import main
+from vitcx.commands.serve import _read_token
 
 for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "onnxruntime"):
     pytest.importorskip(module)
@@ -50,3 +51,16 @@ def test_ctrl_c_ends_the_server_with_exit_code_0():
         process.kill()
         process.wait(30)
     assert (process.returncode, err) == (0, "")
+
+
+def test_a_token_file_may_begin_with_the_mark_of_utf_8(tmp_path):
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbfabc\r\n")
+    assert _read_token(tmp_path / "token") == "abc"
+
+
+@pytest.mark.parametrize("token", ["a b", "a\0b", "a\x1bb", "abc\ndef"])
+def test_a_token_that_no_header_could_carry_is_refused(tmp_path, capsys, token):
+    (tmp_path / "token").write_text(token)
+    words = ["serve", "--bundle", "nowhere", "--port", "0", "--token-file"]
+    assert main([*words, str(tmp_path / "token")]) == 2
+    assert "spaces or control characters" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def command(
 
     \b
     Example:
-      vitcx bench photo.jpg --bundle vit_base --engine onnxruntime --engine openvino
+      vitcx bench photo.jpg --engine onnxruntime --engine openvino
     """
     rounds = 1 if quick else rounds
     if out is not None and out.is_dir():

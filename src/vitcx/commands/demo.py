@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitcx.commands.options import check_out_folder
+from vitcx.commands.options import check_out_folder, given_settings, preset_option
 from vitcx.commands.terminal import say
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
@@ -48,7 +49,8 @@ _ZOOM = 3  # scenes are small: the sheet shows them larger
     metavar="NAME",
     help=f"One of {', '.join(ENGINE_NAMES)}.",
 )
-def command(out: Path, scenes: int, seed: int, engine: str) -> int:
+@preset_option
+def command(out: Path, scenes: int, seed: int, engine: str, preset: str | None) -> int:
     """Explain drawn scenes with the embedded model, and check the maps against what was drawn.
 
     Take it to see what vitcx does, without a model or pictures of your own. Writes each scene, its
@@ -60,13 +62,15 @@ def command(out: Path, scenes: int, seed: int, engine: str) -> int:
     """
     check_out_folder(out)
     _check_sheet(out / _SHEET_NAME)
+    chosen: Any = given_settings({"preset": preset})
     rows: list[list[Image.Image]] = []
     hits = targets = 0
     with load("demo", engine) as explainer:
         for number in range(seed, seed + scenes):
             scene = make_scene(FIRST_FRESH_SEED + number, objects=1 + number % 2)
             picture = Image.fromarray(scene.image)
-            result = explainer.explain(picture, targets=[o.class_index for o in scene.objects])
+            classes = [item.class_index for item in scene.objects]
+            result = explainer.explain(picture, targets=classes, **chosen)
             name = f"scene_{number:02d}"
             result.save(out, name)
             _save(picture, out / f"{name}.input.png")

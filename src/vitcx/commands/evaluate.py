@@ -39,8 +39,9 @@ from vitcx.sources.listing import list_all
     multiple=True,
     default=("vit-cx", "random-order"),
     show_default=True,
-    help="What to measure: vit-cx, score-cam, rise, occlusion, random-cx or random-order, with "
-    "settings after a colon, such as vit-cx:estimator=fast,noise_std=0.2. Repeat it to compare.",
+    help="What to measure: a preset's name, or vit-cx, score-cam, rise, occlusion, random-cx or "
+    "random-order; with settings after a colon, such as vit-cx:estimator=fast,noise_std=0.2. "
+    "Repeat it to compare.",
 )
 @click.option(
     "--annotations",
@@ -98,7 +99,7 @@ def command(
 
     \b
     Example:
-      vitcx evaluate photos/ --bundle vit_base --method vit-cx --method rise --out figures
+      vitcx evaluate photos/ --bundle vit_base --method quick --method rise
     """
     check_settings(steps, canvas)
     if out is not None:

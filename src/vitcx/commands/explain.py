@@ -83,7 +83,7 @@ def command(
     \b
     Examples:
       vitcx explain photo.jpg --bundle vit_base --out out
-      vitcx explain photos/ --bundle vit_base --target top5 --preset quick --out out
+      vitcx explain photos/ --bundle vit_base --target top5 --out out
     """
     if figure:
         _need_matplotlib()

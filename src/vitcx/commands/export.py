@@ -219,7 +219,7 @@ def command(
     \b
     Examples:
       vitcx export vit_base_patch16_224 --out vit_base
-      vitcx export deit_small_patch16_224 --checkpoint mine.pth --class-names names.txt --out mine
+      vitcx export deit_small_patch16_224 --checkpoint mine.pth --out mine
     """
     options = BuildOptions(compute_capabilities=capabilities)
     if (engine is None) != (not capabilities):

@@ -19,6 +19,7 @@ from vitcx.runtime.engines.tensorrt.library import FLAVOURS
 from vitcx.runtime.engines.tensorrt.plan import plan_graphs
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
+from vitcx.runtime.explainer import find_bundle
 
 log = logging.getLogger("vitcx")
 
@@ -37,7 +38,7 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option(
     "--compute-capability",
@@ -69,7 +70,7 @@ def command() -> None:
     help="How hard the builder tries.  [default: the library's]",
 )
 def build_command(
-    bundle: Path,
+    bundle: str,
     out: Path,
     capabilities: tuple[str, ...],
     engine: str,
@@ -77,7 +78,7 @@ def build_command(
     tf32: bool,
     optimization_level: int | None,
 ) -> None:
-    """Build the plan of the folder BUNDLE for GPUs that need not be in this machine.
+    """Build the plan of BUNDLE for GPUs that need not be in this machine.
 
     \b
     Example:
@@ -86,7 +87,7 @@ def build_command(
     options = BuildOptions(
         tf32=tf32, optimization_level=optimization_level, compute_capabilities=capabilities
     )
-    build_and_tell(read_bundle(bundle), out, engine, batch_size, options)
+    build_and_tell(read_bundle(find_bundle(bundle)), out, engine, batch_size, options)
 
 
 @command.command("take")
@@ -98,13 +99,13 @@ def build_command(
     help="The bundle the plan was built from.",
 )
 @click.option("--sha256", required=True, help="The digest that 'vitcx plan build' printed.")
-def take_command(plan: Path, bundle: Path, sha256: str) -> None:
+def take_command(plan: Path, bundle: str, sha256: str) -> None:
     """Put PLAN, built elsewhere, into this user's cache, where the engine finds it.
 
     A plan is executable code: give the digest that the person who built it told you, not one that
     lies beside it.
     """
-    keys = take_plan(plan, read_bundle(bundle), sha256.lower())
+    keys = take_plan(plan, read_bundle(find_bundle(bundle)), sha256.lower())
     first = keys[0]
     shapes = Shapes(**first.shapes)
     uses = {

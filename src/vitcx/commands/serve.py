@@ -195,11 +195,13 @@ def _import_extra() -> None:
 
 def _read_token(path: Path) -> str:
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8-sig").strip()  # editors on Windows mark UTF-8
     except UnicodeDecodeError:
         raise click.UsageError(f"the token file '{path}' is not UTF-8 text") from None
     except OSError as error:
         raise click.UsageError(f"cannot read the token file '{path}': {error.strerror}") from None
     if not token:
         raise click.UsageError(f"the token file '{path}' is empty")
+    if not token.isprintable() or " " in token:
+        raise click.UsageError(f"the token in '{path}' has spaces or control characters")
     return token

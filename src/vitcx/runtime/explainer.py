@@ -228,12 +228,15 @@ def load(
     EngineError, MissingExtraError
         If the engine cannot run here.
     """
-    checked = read_bundle(_folder_of(bundle))
+    checked = read_bundle(find_bundle(bundle))
     check_precision(checked.manifest, allow_imprecise=allow_imprecise)
     return Explainer(checked, open_session(checked, engine, threads, batch_size, device))
 
 
-def _folder_of(bundle: str | Path) -> Path:
+def find_bundle(bundle: str | Path) -> Path:
+    """The folder of a bundle. The word ``"demo"`` is the embedded model, and says so in the log
+    where a folder of that name could be meant.
+    """
     if bundle != "demo":
         return Path(bundle)
     if Path("demo", MANIFEST_NAME).exists():
