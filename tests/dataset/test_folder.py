@@ -190,7 +190,8 @@ def test_a_description_that_is_no_file_is_not_waited_for(
         make(out / "_job.json")
         assert main(words(given, out, "--resume")) == 2
         said = capsys.readouterr().err
-        assert "_job.json' cannot be read" in said
+        assert "_job.json' " in said
+        assert "give another --out" in said
         assert said.count("\n") == 1
 
 

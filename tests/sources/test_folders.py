@@ -40,7 +40,7 @@ def test_hidden_files_and_folders_are_passed_over_and_counted(
     make(tmp_path, "x.png", "a/y.png", *hidden, ".DS_Store")
     assert names(tmp_path) == ["a/y.png", "x.png"]
     (line,) = caplog.messages
-    assert "passed over 3 hidden files and folders: " in line
+    assert "passed over hidden files and folders (3): " in line
     assert ".ipynb_checkpoints" in line
     for pattern, expected in (("*.png", ["x.png"]), ("**/*.png", ["y.png", "x.png"])):
         assert names(tmp_path / pattern) == expected
@@ -65,7 +65,7 @@ def test_links_that_lead_back_end_there(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "s" / "b").symlink_to("z")  # met before what it leads to
     (tmp_path / "s" / "self.png").symlink_to("self.png")
     assert names(tmp_path / "s") == ["0.png", "a/1.png", "z/2.png"]
-    assert any("4 links to folders that are searched anyway" in line for line in caplog.messages)
+    assert any("links to folders that are searched anyway (4)" in line for line in caplog.messages)
     for pattern in ("**/*.png", "**"):
         found = [item.path for item in list_items(str(tmp_path / "s" / pattern))]
         assert len({os.path.realpath(path) for path in found}) == len(found) == 3
@@ -86,7 +86,7 @@ def test_pipes_and_broken_links_are_counted(
     os.mkfifo(tmp_path / "1.png")
     (tmp_path / "2.png").symlink_to("nowhere")
     assert names(tmp_path) == ["0.png"]
-    assert "passed over 2 that are no files (pipes, devices, broken links): " in caplog.text
+    assert "passed over pipes, devices and broken links (2): " in caplog.text
     assert names(tmp_path / "*.png") == ["0.png"]
 
 
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read_is_named(
         (tmp_path / "b").chmod(0)
     try:
         assert names(tmp_path) == ["a/0.png"]
-        assert f"passed over 1 folders that cannot be read: '{tmp_path / 'b'}'" in caplog.text
+        assert f"passed over folders that cannot be read (1): '{tmp_path / 'b'}'" in caplog.text
         with pytest.raises(InputError, match=r"cannot be read .Permission denied"):
             list_items(tmp_path / "b")
     finally:

@@ -177,10 +177,10 @@ class Job(Closing):
 
     def _check_folder(self) -> None:
         """Refuse to write to a folder that is no longer this job's."""
-        if not self._written.is_there(self._out / JOB_NAME):
+        path = self._out / JOB_NAME
+        if not self._written.is_there(path):
             raise OutputLostError(
-                f"'{self._out / JOB_NAME}' was removed or changed while the job ran: "
-                f"{self._remedy()}"
+                f"'{path}' was removed or changed while the job ran: {self._remedy()}"
             )
 
     def _remedy(self) -> str:
@@ -293,7 +293,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_plain(path, MOST_DESCRIPTION_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"'{path}' cannot be read ({error}): give another --out") from None
+        what = error if isinstance(error, InputError) else f"'{path}' cannot be read ({error})"
+        raise InputError(f"{what}: give another --out") from None
     if not isinstance(found, dict):
         raise InputError(f"'{path}' is not the description of a job: give another --out")
     return found

@@ -40,7 +40,7 @@ class PassedOver:
         for reason, paths in self.found.items():
             named = ", ".join(f"'{path}'" for path in sorted(paths)[:_NAMED])
             more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-            log.warning("'%s': passed over %d %s: %s%s", source, len(paths), reason, named, more)
+            log.warning("'%s': passed over %s (%d): %s%s", source, reason, len(paths), named, more)
 
 
 def is_picture(name: str) -> bool:
@@ -128,7 +128,7 @@ class _Walk:
             elif _is_file(entry):
                 yield entry.path
             elif is_picture(entry.name):
-                self._passed.note("that are no files (pipes, devices, broken links)", entry.path)
+                self._passed.note("pipes, devices and broken links", entry.path)
 
     def matches(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
         """Files below that fit the parts of a pattern."""

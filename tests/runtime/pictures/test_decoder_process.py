@@ -121,6 +121,22 @@ def test_a_decoder_that_crashes_takes_nobody_with_it(
     honest()
 
 
+def test_who_is_stopped_while_waiting_leaves_no_picture_for_the_next(
+    honest: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, or no memory for the answer: the decoder has a picture that nobody took."""
+    other = encoded(Image.new("RGB", (50, 50)), "png")
+
+    def stopped(*given: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoder_process, "_receive", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        decode_apart(other, "'other'", PIXELS, 60)
+    monkeypatch.undo()
+    honest()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_decoders_of_its_own(honest: Callable[[], None]) -> None:

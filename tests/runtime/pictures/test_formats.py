@@ -39,6 +39,28 @@ def test_every_format_of_the_list_is_read(kind: str) -> None:
     np.testing.assert_allclose(read(encoded(picture, kind)), picture, atol=3)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it thinks of them
+@pytest.mark.parametrize("kind", [one.name for one in FORMATS])
+def test_a_damaged_file_is_a_picture_or_a_sentence(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    rng = np.random.default_rng(0)
+    whole = encoded(PIXELS, kind)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 400), rng.integers(1, 6)):
+            damaged[at] = rng.integers(256)
+        if rng.random() < 0.3:
+            damaged = damaged[: rng.integers(1, len(damaged))]
+        try:
+            assert read(bytes(damaged)).dtype == np.uint8
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refused
+
+
 def test_pictures_of_phones_with_two_views_are_read_as_the_first() -> None:
     buffer = io.BytesIO()
     first = Image.new("RGB", (24, 16), (200, 200, 200))

@@ -28,7 +28,8 @@ from PIL import Image
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.pictures.decoding import decode_file
 
-# Of name, limit of pixels, file; of width, height, bytes that follow (width 0: a sentence).
+# Bytes of the name, limit of pixels, bytes of the file; width, height (0: no picture), and bytes of
+# the sentence that says why.
 _ASK, _ANSWER = struct.Struct("<QQQ"), struct.Struct("<QQQ")
 _START = f"""
 import json, sys
@@ -43,6 +44,7 @@ DECODE_SECONDS = 10.0
 # Processes at once: decoding should not take the cores that explain.
 MOST_DECODERS = 4
 _STARTING_SECONDS = 60.0
+_STRIP_PIXELS = 1 << 18
 
 
 def decode_apart(data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
@@ -74,10 +76,11 @@ class _Decoder:
         assert self._process.stdout is not None
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        with self._killed_after(_STARTING_SECONDS):
-            if self._from.read(1) != b"!":
-                self.close()
-                raise EngineError("the process that decodes pictures does not start")
+        with _Watch(self._process, _STARTING_SECONDS):
+            started = self._from.read(1) == b"!"
+        if not started:
+            self.close()
+            raise EngineError("the process that decodes pictures does not start")
 
     @property
     def usable(self) -> bool:
@@ -85,38 +88,32 @@ class _Decoder:
         return self._process.poll() is None
 
     def decode(self, data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
-        title = name.encode("utf-8", "backslashreplace")
-        with self._killed_after(seconds) as too_late:
+        """What `decode_apart` gives and raises. After any other error it must be closed."""
+        with _Watch(self._process, seconds) as watch:
             try:
-                self._to.write(_ASK.pack(len(title), max_pixels, len(data)) + title)
-                self._to.write(data)
-                self._to.flush()
-                width, height, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
-                answer = _read(self._from, length)
+                answer = self._ask(data, name, max_pixels)
             except (OSError, EOFError, struct.error):
-                self.close()
-                if too_late.is_set():
-                    raise InputError(f"{name} takes longer than {seconds:g} s to decode") from None
-                raise InputError(f"{name} is damaged: it makes its decoder crash") from None
-        if width == 0:
-            raise InputError(answer.decode("utf-8", "replace"))
-        return Image.frombytes("RGB", (width, height), answer)
+                answer = None
+        if watch.too_late:
+            self.close()
+            if answer is None:
+                raise InputError(f"{name} takes longer than {seconds:g} s to decode")
+        if answer is None:
+            self.close()
+            raise InputError(f"{name} is damaged: it makes its decoder crash")
+        if isinstance(answer, str):
+            raise InputError(answer)
+        return answer
 
-    @contextlib.contextmanager
-    def _killed_after(self, seconds: float) -> Iterator[threading.Event]:
-        too_late = threading.Event()
-
-        def end() -> None:
-            too_late.set()
-            self._process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield too_late
-        finally:
-            timer.cancel()
+    def _ask(self, data: bytes, name: str, max_pixels: int) -> Image.Image | str:
+        title = name.encode("utf-8", "backslashreplace")
+        self._to.write(_ASK.pack(len(title), max_pixels, len(data)) + title)
+        self._to.write(data)
+        self._to.flush()
+        width, height, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
+        if width:
+            return _receive(self._from, width, height)
+        return _read(self._from, length).decode("utf-8", "replace")
 
     def close(self) -> None:
         self._process.kill()
@@ -124,6 +121,33 @@ class _Decoder:
             with contextlib.suppress(OSError):
                 pipe.close()
         self._process.wait()
+
+
+class _Watch:
+    """Kills a process that is still at work after some seconds."""
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self._process = process
+        self._lock = threading.Lock()
+        self._over = False
+        self.too_late = False
+        self._timer = threading.Timer(seconds, self._kill)
+        self._timer.daemon = True
+
+    def _kill(self) -> None:
+        with self._lock:  # or the process could be killed after its work, at its next file
+            if not self._over:
+                self.too_late = True
+                self._process.kill()
+
+    def __enter__(self) -> _Watch:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._over = True
+        self._timer.cancel()
 
 
 class _Pool:
@@ -140,6 +164,12 @@ class _Pool:
             decoder = self._take() or _Decoder()
             try:
                 yield decoder
+            except InputError:  # said by the book: it is ready for the next file, or closed
+                raise
+            except BaseException:
+                # Stopped between question and answer: the next would get this one's picture.
+                decoder.close()
+                raise
             finally:
                 if decoder.usable:
                     self._idle.append(decoder)
@@ -181,6 +211,26 @@ def _read(pipe: BinaryIO, length: int) -> bytes:
     return data
 
 
+def _strips(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of a picture, one below the other: it is not held a second time as bytes."""
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _send(pipe: BinaryIO, image: Image.Image) -> None:
+    for box in _strips(*image.size):
+        pipe.write(image.crop(box).tobytes())
+
+
+def _receive(pipe: BinaryIO, width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height))
+    for box in _strips(width, height):
+        size = (width, box[3] - box[1])
+        image.paste(Image.frombytes("RGB", size, _read(pipe, 3 * size[0] * size[1])), box)
+    return image
+
+
 def serve() -> None:
     """The process's own side: decode what comes on stdin until it ends."""
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -196,13 +246,13 @@ def serve() -> None:
         name = asked.read(name_length).decode("utf-8", "replace")
         try:
             image = decode_file(io.BytesIO(asked.read(length)), name, max_pixels)
-            answer = image.tobytes()
-            answers.write(_ANSWER.pack(*image.size, len(answer)))
-            del image
         except InputError as error:
-            answer = str(error).encode("utf-8", "replace")
-            answers.write(_ANSWER.pack(0, 0, len(answer)))
-        answers.write(answer)
+            told = str(error).encode("utf-8", "replace")
+            answers.write(_ANSWER.pack(0, 0, len(told)) + told)
+        else:
+            answers.write(_ANSWER.pack(*image.size, 0))
+            _send(answers, image)
+            del image
         answers.flush()
 
 
