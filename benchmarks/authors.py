@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitcx.export.graph.embedding import find_site
+from benchmarks.models import site_of
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
@@ -79,7 +79,7 @@ def run_authors(
     noise: bool = True,
 ) -> FloatArray:
     """The map of the authors' code; ``noise=False`` feeds it zeros for its normals."""
-    layer = model.get_submodule(find_site(model).path)
+    layer = model.get_submodule(site_of(model).path)
     with _surroundings(noise):
         result = function(model, torch.from_numpy(image)[None], layer, target, threshold)
     # Where a channel is constant it divides 0 by 0; such pixels rank last.

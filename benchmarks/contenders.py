@@ -1,14 +1,21 @@
 """Who is timed: ours on an engine, the paper's procedure in PyTorch, the authors' code.
 
 A contender is described by a few words and built from them, so that another process can build it
-too. Each module is imported when a contender needs it: ours then shows what it takes without torch.
+too: ``python -m benchmarks.contenders`` is that process, which `peak_of` starts to learn how much
+memory one takes alone. Each module is imported when a contender needs it: ours then shows what it
+takes without torch.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.evaluation.speed import peak_memory
+from vitcx.evaluation.variants import parse_variant
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
 
@@ -35,12 +44,19 @@ TORCH = {
 
 @dataclass(frozen=True)
 class Contender:
-    """`kind` is ``vitcx``, ``authors`` or a key of `TORCH`; the rest is for ``vitcx``."""
+    """`kind` is ``vitcx``, ``authors`` or a key of `TORCH`; the rest is for ``vitcx``.
+
+    Attributes
+    ----------
+    variant : a method with settings, as `vitcx.evaluation.variants` reads it.
+    label : what the variant is called.
+    """
 
     kind: str
     bundle: str = ""
     engine: str = "auto"
-    estimator: str = "paper"
+    variant: str = "vit-cx"
+    label: str = "paper"
 
 
 def parse_bundle(text: str) -> tuple[str, str]:
@@ -52,17 +68,22 @@ def parse_bundle(text: str) -> tuple[str, str]:
 
 
 @dataclass
-class Workshop:
-    """Builds contenders of one model, each part of them once. `with` frees the engines."""
+class Builder:
+    """Builds contenders of one model, each part of them once. `with` frees the engines.
 
-    model: str
+    Attributes
+    ----------
+    bundle, checkpoint : what torch's module is made of.
+    """
+
+    bundle: str
     checkpoint: str | None = None
     authors_code: str | None = None
     threads: int | None = None
     _explainers: dict[tuple[str, str], Explainer] = field(default_factory=dict, init=False)
     _stack: ExitStack = field(default_factory=ExitStack, init=False)
 
-    def __enter__(self) -> Workshop:
+    def __enter__(self) -> Builder:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -86,7 +107,7 @@ class Workshop:
             return AUTHORS if contender.kind == "authors" else TORCH[contender.kind]
         explainer = self.explainer(contender.bundle, contender.engine)
         precision = explainer.manifest.precision
-        return f"vitcx {precision} {explainer.session.engine} {contender.estimator}"
+        return f"vitcx {precision} {explainer.session.engine} {contender.label}"
 
     def build(self, contender: Contender) -> Call:
         """What explains a normalised (3,H,W) picture for a class."""
@@ -104,11 +125,13 @@ class Workshop:
 
     def _ours(self, contender: Contender) -> Call:
         explainer = self.explainer(contender.bundle, contender.engine)
+        settings = parse_variant(contender.variant)
 
         def call(image: FloatArray, target: int) -> Answer:
-            found = explainer.explain(image, target, estimator=contender.estimator)
+            found = explainer.explain(image, target, **settings)
             passes = found.settings["forward_passes"]
-            return found.saliency[0], {**found.timings, "passes": passes}
+            facts = {**found.timings, "passes": passes, "masks": len(found.masks)}
+            return found.saliency[0], facts
 
         return call
 
@@ -149,8 +172,54 @@ class Workshop:
     def _trained(self) -> Any:
         import torch
 
-        from vitcx.export.sources.timm_models import timm_model
+        from benchmarks.models import torch_module
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return timm_model(self.model, Path(self.checkpoint) if self.checkpoint else None)[0].eval()
+        return torch_module(self.bundle, Path(self.checkpoint) if self.checkpoint else None)
+
+
+def peak_of(builder: Builder, contender: Contender, image: FloatArray, target: int) -> int:
+    """Bytes of resident memory at the peak, the interpreter and its libraries included.
+
+    Of two explanations by the contender, alone in a process of its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.npy"
+        np.save(path, image)
+        order = {
+            "builder": {
+                "bundle": builder.bundle,
+                "checkpoint": builder.checkpoint,
+                "authors_code": builder.authors_code,
+                "threads": builder.threads,
+            },
+            "contender": asdict(contender),
+            "image": str(path),
+            "target": target,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.contenders"],
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{contender.kind} failed in its own process:\n{done.stderr}")
+    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    order: dict[str, Any] = json.load(sys.stdin)
+    with Builder(**order["builder"]) as builder:
+        call = builder.build(Contender(**order["contender"]))
+        image = np.load(order["image"])
+        for _ in range(2):
+            call(image, order["target"])
+        print(json.dumps({"peak_bytes": peak_memory()}))
+
+
+if __name__ == "__main__":
+    main()

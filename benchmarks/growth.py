@@ -1,17 +1,16 @@
 """How the cost of an explanation grows: with masks, channels, image size and pictures in flight.
 
-``python -m benchmarks.growth PICTURE... --bundle DIR --out FOLDER`` prints a table, writes
-``growth.json`` and draws ``growth.png``. ``--sized DIR`` (a bundle of the same model exported with
-another ``--img-size``; may be given several times) adds the image sizes. The last line of the
-output is JSON.
+    python -m benchmarks.growth PHOTOGRAPHS --bundle DIR [--sized DIR] --out FOLDER
+
+prints a table, writes ``growth.json`` and draws ``growth.png``. ``--sized DIR`` (a bundle of the
+same model exported with another ``--img-size``; may be given several times) adds the image sizes.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from vitcx.evaluation.speed import describe_machine
+from benchmarks.command import Benchmark, bundle_option, finish, images_argument, out_option
+from benchmarks.models import DEMO
+from vitcx.evaluation.speed import interleave
 from vitcx.evaluation.subjects import find_pictures
+from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
+from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.method.clustering import cluster
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 
@@ -38,7 +42,11 @@ def with_masks(explainer: Explainer, picture: Any, repeats: int) -> list[Row]:
     """By δ, and without clustering: K, seconds, and those outside the forward passes."""
     settings: list[Row] = [{"distance_threshold": t} for t in THRESHOLDS]
     settings.append({"cluster_masks": "none"})
-    return sorted((_explained(explainer, picture, repeats, **s) for s in settings), key=_masks)
+    calls = {str(s): partial(explainer.explain, picture, **s) for s in settings}
+    rows = _explained(calls, repeats)
+    for row, setting in zip(rows, settings, strict=True):
+        row["setting"] = setting
+    return sorted(rows, key=lambda row: int(row["masks"]))
 
 
 def with_channels(grid: tuple[int, int], size: tuple[int, int], repeats: int) -> list[Row]:
@@ -48,75 +56,83 @@ def with_channels(grid: tuple[int, int], size: tuple[int, int], repeats: int) ->
     """
     rng = np.random.default_rng(0)
     patterns = rng.standard_normal((24, *grid)).cumsum(axis=1).cumsum(axis=2)
-    rows = []
+    calls: dict[str, Callable[[], int]] = {}
     for channels in CHANNELS:
         weights = np.eye(24)[rng.integers(24, size=channels)]
         weights += 0.1 * rng.standard_normal(weights.shape)
         embedding = np.tensordot(weights, patterns, 1).astype(np.float32)
-        found: list[int] = []
 
-        def steps(embedding: Any = embedding, found: list[int] = found) -> None:
+        def steps(embedding: Any = embedding) -> int:
             masks = vit_masks(embedding, size)
             labels = cluster(cosine_distances(masks, size), 0.1)
-            found.append(len(merge_masks(masks, labels, size, "renormalised")))
+            return len(merge_masks(masks, labels, size, "renormalised"))
 
-        rows.append({"channels": channels, "seconds": _median(steps, repeats), "masks": found[0]})
-    return rows
+        calls[str(channels)] = steps
+    seconds, found = _timed(calls, repeats)
+    return [
+        {"channels": channels, "seconds": statistics.median(seconds[name]), "masks": found[name][0]}
+        for channels, name in zip(CHANNELS, calls, strict=True)
+    ]
 
 
 def with_size(explainers: Sequence[Explainer], picture: Any, repeats: int) -> list[Row]:
     """By the model's input size: K, seconds, and seconds for each forward pass."""
-    rows = []
-    for explainer in explainers:
-        row = _explained(explainer, picture, repeats)
-        rows.append({"height": explainer.manifest.input_size[0], **row})
+    calls = {e.manifest.model_sha256: partial(e.explain, picture) for e in explainers}
+    rows = _explained(calls, repeats)
+    for row, explainer in zip(rows, explainers, strict=True):
+        row["height"] = explainer.manifest.input_size[0]
     return sorted(rows, key=lambda row: int(row["height"]))
 
 
 def with_pictures(explainer: Explainer, pictures: list[Any], repeats: int) -> list[Row]:
     """By the pictures held at a time: explanations a second."""
+
+    def stream(limit: int) -> None:
+        requests = [explainer.request(picture, None) for picture in pictures]
+        with explainer.open_pipeline(limit=limit) as pipeline:
+            for ticket in pipeline.stream(requests):
+                ticket.result()
+
+    calls = {str(limit): partial(stream, limit) for limit in IN_FLIGHT}
+    seconds, _ = _timed(calls, repeats)
+    return [
+        {"in_flight": limit, "per_second": len(pictures) / statistics.median(seconds[name])}
+        for limit, name in zip(IN_FLIGHT, calls, strict=True)
+    ]
+
+
+def _timed(
+    calls: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Seconds and results of `repeats` calls each, in turns, after one to warm up."""
+    results: dict[str, list[Any]] = {name: [] for name in calls}
+
+    def keep(_: int, name: str) -> None:
+        results[name].append(calls[name]())
+
+    for call in calls.values():
+        call()
+    turns = {name: partial(keep, name=name) for name in calls}
+    return interleave(turns, 1, repeats), results
+
+
+def _explained(calls: Mapping[str, Callable[[], Explanation]], repeats: int) -> list[Row]:
+    """For each: K, passes, seconds, those outside the forward passes, and seconds of a pass."""
     rows = []
-    for limit in IN_FLIGHT:
-
-        def stream(limit: int = limit) -> None:
-            requests = [explainer.request(picture, None) for picture in pictures]
-            with explainer.open_pipeline(limit=limit) as pipeline:
-                for ticket in pipeline.stream(requests):
-                    ticket.result()
-
-        seconds = _median(stream, repeats)
-        rows.append({"in_flight": limit, "per_second": len(pictures) / seconds})
+    for found in _timed(calls, repeats)[1].values():
+        totals = [f.timings["total"] for f in found]
+        forward = [f.timings["encode"] + f.timings["score"] for f in found]
+        passes = found[0].settings["forward_passes"]
+        rows.append(
+            {
+                "masks": len(found[0].masks),
+                "passes": passes,
+                "seconds": statistics.median(totals),
+                "outside_seconds": statistics.median(np.subtract(totals, forward)),
+                "pass_seconds": statistics.median(forward) / passes,
+            }
+        )
     return rows
-
-
-def _explained(explainer: Explainer, picture: Any, repeats: int, **settings: Any) -> Row:
-    explainer.explain(picture, **settings)  # warm: makes the noise
-    found = [explainer.explain(picture, **settings) for _ in range(repeats)]
-    totals = [f.timings["total"] for f in found]
-    forward = [f.timings["encode"] + f.timings["score"] for f in found]
-    passes = found[0].settings["forward_passes"]
-    return {
-        "setting": settings or "defaults",
-        "masks": len(found[0].masks),
-        "passes": passes,
-        "seconds": statistics.median(totals),
-        "outside_seconds": statistics.median(np.subtract(totals, forward)),
-        "pass_seconds": statistics.median(forward) / passes,
-    }
-
-
-def _masks(row: Row) -> int:
-    return int(row["masks"])
-
-
-def _median(work: Callable[[], object], repeats: int) -> float:
-    work()
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
 
 
 def draw(report: dict[str, Any]) -> Figure:
@@ -145,14 +161,14 @@ def draw(report: dict[str, Any]) -> Figure:
     return figure
 
 
-@click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--bundle", default="demo", show_default=True)
+@click.command(cls=Benchmark)
+@images_argument
+@bundle_option
 @click.option("--sized", multiple=True, help="The same model, exported for another input size.")
 @click.option("--limit", default=6, show_default=True, help="Pictures, of those in flight.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.")
+@out_option("Folder.")
 def main(
     images: tuple[Path, ...],
     bundle: str,
@@ -162,13 +178,16 @@ def main(
     threads: int | None,
     out: Path | None,
 ) -> None:
-    """Measure how cost grows, on IMAGES (files or folders)."""
-    pictures: list[Any] = list(find_pictures(images)[:limit])
+    """Measure how cost grows, on IMAGES, files or folders; 'demo' draws its own scenes."""
+    if not images and bundle != DEMO:
+        raise InputError("give IMAGES, files or folders: only the bundle 'demo' draws its own")
+    pictures: list[Any] = list(find_pictures(images)[:limit]) or [
+        make_scene(seed).image for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + limit)
+    ]
     explainers = [load(path, threads=threads) for path in (bundle, *sized)]
     explainer = explainers[0]
     manifest = explainer.manifest
     report: dict[str, Any] = {
-        "machine": describe_machine(),
         "model": manifest.model_name,
         "precision": manifest.precision,
         "engine": explainer.session.engine,
@@ -191,11 +210,9 @@ def main(
         console.print(table, highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (out / "growth.json").write_text(text + "\n", encoding="utf-8")
         with replacing(out / "growth.png") as path:
             draw(report).savefig(path, format="png", dpi=110)
-    click.echo(json.dumps(report, ensure_ascii=False))
+    finish(report, None if out is None else out / "growth.json", ("onnxruntime", "scipy"))
 
 
 if __name__ == "__main__":

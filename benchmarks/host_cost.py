@@ -1,44 +1,40 @@
-"""What an explanation costs outside the engine: each of the host's steps, on a picture's embedding.
+"""What an explanation costs outside the engine: the host's steps, and the blend's share.
 
-    python benchmarks/host_cost.py BUNDLE PICTURE [--masks 70] [--rounds 31]
+    python -m benchmarks.host_cost PICTURE --bundle DIR --masks 70 --out FILE
 
-On a CPU this is next to nothing of an explanation. On a GPU, whose forward passes take
-milliseconds, it is what one explanation at a time waits for. The engine here is ONNX Runtime's CPU,
-which makes the embedding and is not timed. The last line is JSON: median and quartiles in
-milliseconds.
+On a CPU the steps are next to nothing of an explanation. On a GPU, whose forward passes take
+milliseconds, they are what one explanation at a time waits for. The engine here is ONNX Runtime's
+CPU, which makes the embedding. The blend of whole explanations is set beside the scoring it feeds,
+with noise made for it (a new seed) and with noise kept from before.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
+import click
 import numpy as np
 
-# Started as a script, Python looks for modules beside this file.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.gpu.mask_counts import threshold_for
-from vitcx.evaluation.speed import describe_run
-from vitcx.runtime.errors import VitcxError
-from vitcx.runtime.explainer import load
+from benchmarks.command import Benchmark, bundle_option, finish, out_option
+from benchmarks.gpu.workload import threshold_for
+from vitcx.evaluation.speed import interleave
+from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
+from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.method.aggregation import aggregate
 from vitcx.runtime.method.clustering import cluster
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 from vitcx.runtime.pictures.preprocess import prepare
 
 
-def measure(bundle: str, picture: str, masks: int, rounds: int) -> dict[str, object]:
-    """The steps in turns, so that a slow moment of the machine falls on all of them."""
-    with load(bundle, "onnxruntime", allow_imprecise=True) as explainer:
-        manifest = explainer.manifest
-        prepared = prepare(picture, manifest)
-        _, (embedding,) = explainer.session.encode(prepared.pixels[None])
+def measure(explainer: Explainer, picture: Any, masks: int, rounds: int) -> dict[str, Any]:
+    """Median and quartiles of each step in milliseconds, and of the blend's share."""
+    manifest = explainer.manifest
+    pixels = prepare(picture, manifest).pixels
+    _, (embedding,) = explainer.session.encode(pixels[None])
     size = manifest.input_size
     threshold, count = threshold_for(embedding, size, masks)
     low = vit_masks(embedding, size)
@@ -46,43 +42,66 @@ def measure(bundle: str, picture: str, masks: int, rounds: int) -> dict[str, obj
     labels = cluster(distances, threshold)
     merged = merge_masks(low, labels, size, "mean")
     impacts = np.random.default_rng(0).normal(size=(1, count)).astype(np.float32)
-    steps: dict[str, Callable[[], object]] = {
-        "read and crop": lambda: prepare(picture, manifest),
-        "masks": lambda: vit_masks(embedding, size),
-        "distances": lambda: cosine_distances(low, size),
-        "clustering": lambda: cluster(distances, threshold),
-        "merging": lambda: merge_masks(low, labels, size, "mean"),
-        "aggregation": lambda: aggregate(merged, impacts, size, correct_coverage=True),
+    steps: dict[str, Callable[[int], object]] = {
+        "read and crop": lambda _: prepare(picture, manifest),
+        "masks": lambda _: vit_masks(embedding, size),
+        "distances": lambda _: cosine_distances(low, size),
+        "clustering": lambda _: cluster(distances, threshold),
+        "merging": lambda _: merge_masks(low, labels, size, "mean"),
+        "aggregation": lambda _: aggregate(merged, impacts, size, correct_coverage=True),
     }
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn > 0:  # the first one warms up
-                samples[name].append(1000 * (time.perf_counter() - start))
-    found = {name: [round(q, 2) for q in quantiles(times)] for name, times in samples.items()}
+    for step in steps.values():
+        step(0)
+    found = interleave(steps, 1, rounds, pause=0)
     return {
-        **describe_run(["numpy", "scipy"]),
         "model": manifest.model_name,
         "channels": len(embedding),
         "masks": count,
         "rounds": rounds,
-        "milliseconds": {name: {"median": q[1], "quartiles": q[::2]} for name, q in found.items()},
+        "milliseconds": {name: _quartiles(1000 * np.array(s)) for name, s in found.items()},
+        "blend_percent_of_scoring": blend_shares(explainer, pixels, rounds),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle")
-    parser.add_argument("picture")
-    parser.add_argument("--masks", type=int, default=70)
-    parser.add_argument("--rounds", type=int, default=31)
-    given = parser.parse_args()
-    try:
-        print(json.dumps(measure(given.bundle, given.picture, given.masks, given.rounds)))
-    except VitcxError as error:
-        raise SystemExit(f"host_cost: {error}") from None
+def blend_shares(explainer: Explainer, pixels: Any, rounds: int) -> dict[str, Any]:
+    """Quartiles, in per cent. Shares are of one explanation: the machine's speed swings."""
+    seeds = itertools.count(1)
+    shares: dict[str, list[float]] = {"noise made": [], "noise kept": []}
+
+    def explain(name: str, seed: int) -> None:
+        timings = explainer.explain(pixels, seed=seed).timings
+        shares[name].append(100 * timings["blend"] / timings["score"])
+
+    calls: Mapping[str, Callable[[int], object]] = {
+        "noise made": lambda _: explain("noise made", next(seeds)),
+        "noise kept": lambda _: explain("noise kept", 0),
+    }
+    explainer.explain(pixels, seed=0)
+    interleave(calls, 1, max(2, rounds // 4))
+    return {name: _quartiles(values) for name, values in shares.items()}
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, Any]:
+    low, middle, high = (round(float(q), 2) for q in quantiles(values))
+    return {"median": middle, "quartiles": [low, high]}
+
+
+@click.command(cls=Benchmark)
+@click.argument("picture", required=False, type=click.Path(path_type=Path))
+@bundle_option
+@click.option("--masks", default=70, show_default=True, help="As near to it as clustering comes.")
+@click.option("--rounds", type=click.IntRange(min=2), default=31, show_default=True)
+@out_option("JSON file.")
+def main(picture: Path | None, bundle: str, masks: int, rounds: int, out: Path | None) -> None:
+    """Time the host's steps on PICTURE; without one, on a drawn scene."""
+    chosen: Any = picture if picture is not None else make_scene(FIRST_FRESH_SEED).image
+    with load(bundle, "onnxruntime", allow_imprecise=True) as explainer:
+        report = measure(explainer, chosen, masks, rounds)
+    for name, row in report["milliseconds"].items():
+        click.echo(f"{name:14} {row['median']:7.2f} ms  {row['quartiles']}")
+    for name, row in report["blend_percent_of_scoring"].items():
+        click.echo(f"blend, {name}: {row['median']:.2f} % of scoring  {row['quartiles']}")
+    finish(report, out, ("onnxruntime", "scipy"))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
 """Load on a server of our own, on loopback: rate and latency, overload.
 
-    python benchmarks/load.py rates --bundle DIR [--pictures 48] [--rounds 3]
-    python benchmarks/load.py overload --bundle DIR [--seconds 300]
+    python -m benchmarks.load rates --bundle DIR [--pictures 48] [--rounds 3]
+    python -m benchmarks.load overload --bundle DIR [--seconds 300]
 
-Every mode starts its own server process on 127.0.0.1, is bounded in count and time, and prints one
-line of JSON last, to be kept in ``benchmarks/results``. ``rates`` measures in turn, within each
-round, the bare engine (`predict` on the same number of rows), `explain` one by one (unpacked),
-`explain_many` (packed) and the server with 1, 2, 4 and 8 clients: a machine's speed swings, so only
-figures of one round compare. ``overload`` ends with exit code 1 if an accepted request has no
-answer, or any request another than 200 or 429.
+Every mode starts its own server process on 127.0.0.1, and is bounded in count and time. ``rates``
+measures in turns the bare engine (`predict` on the same number of rows), `explain` one by one
+(unpacked), `explain_many` (packed) and the server with 1, 2, 4 and 8 clients: a machine's speed
+swings, so only figures of one round compare. ``overload`` ends with exit code 1 if an accepted
+request has no answer, or any request another than 200 or 429.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -26,18 +23,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import numpy as np
 from PIL import Image
 
 import vitcx
-from vitcx.evaluation.speed import describe_run
+from benchmarks.command import Benchmark, bundle_option, finish, out_option
+from vitcx.evaluation.speed import interleave
 
 CLIENTS = (1, 2, 4, 8)
-PACKAGES = ("vitcx", "onnxruntime", "numpy", "fastapi", "uvicorn")
+PACKAGES = ("onnxruntime", "fastapi", "uvicorn")
 MEMORY_EVERY_SECONDS = 5
 MOST_SECONDS = 900
 
@@ -59,15 +59,15 @@ def serving(bundle: str, *more: str) -> Iterator[tuple[str, int]]:
     """A server process: its address and process id."""
     words = [sys.executable, "-m", "vitcx", "serve", "--bundle", bundle, "--port", "0", *more]
     environment = {k: v for k, v in os.environ.items() if k != "VITCX_TOKEN"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(90)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.wait(90)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -80,55 +80,58 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def rates(arguments: argparse.Namespace) -> dict[str, Any]:
+def rates(bundle: str, count: int, rounds: int) -> dict[str, Any]:
     """Rows (forward passes) a second: bare, unpacked, packed, and through the server."""
-    files = pictures(arguments.pictures)
+    files = pictures(count)
     decoded = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    rows: dict[str, list[float]] = {}
     latencies: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-    with vitcx.load(arguments.bundle, "onnxruntime") as explainer:
+    with vitcx.load(bundle, "onnxruntime") as explainer:
         size = explainer.manifest.input_size
         passes = sum(e.settings["forward_passes"] for e in explainer.explain_many(decoded))
-        bare = np.random.default_rng(0).standard_normal(
+        batch = np.random.default_rng(0).standard_normal(
             (explainer.session.batch_size, 3, *size), dtype=np.float32
         )
-        calls = -(-passes // len(bare))
+        batches = -(-passes // len(batch))
 
-        def note(name: str, seconds: float, count: int = passes) -> None:
-            rows.setdefault(name, []).append(count / seconds)
-            print(f"{name:16} {count / seconds:7.2f} rows/s", file=sys.stderr, flush=True)
+        def bare(_: int) -> None:
+            for _ in range(batches):
+                explainer.session.predict(batch)
 
-        def predict() -> None:
-            for _ in range(calls):
-                explainer.session.predict(bare)
+        def note(name: str) -> None:
+            print(f"{name} done", file=sys.stderr, flush=True)
 
-        with serving(arguments.bundle, "--engine", "onnxruntime") as (url, _):
-            for _ in range(arguments.rounds):
-                note("bare engine", timed(predict), calls * len(bare))
-                note("unpacked", timed(lambda: [explainer.explain(p) for p in decoded]))
-                note("bare engine", timed(predict), calls * len(bare))
-                note("explain_many", timed(lambda: list(explainer.explain_many(decoded))))
-                for clients in CLIENTS:
-                    note(
-                        f"server, {clients}",
-                        timed(lambda c=clients: through(url, files, c, latencies[c])),
-                    )
-    median = {name: round(statistics.median(values), 2) for name, values in rows.items()}
+        with serving(bundle, "--engine", "onnxruntime") as (url, _):
+            calls: dict[str, Callable[[int], Any]] = {
+                "bare engine": bare,
+                "unpacked": lambda _: [explainer.explain(p) for p in decoded],
+                "explain_many": lambda _: list(explainer.explain_many(decoded)),
+            }
+            for clients in CLIENTS:
+                calls[f"server, {clients}"] = partial(
+                    _through, url=url, files=files, clients=clients, latencies=latencies[clients]
+                )
+            seconds = interleave(calls, 1, rounds, note)
+    rows = {
+        name: [(batches * len(batch) if name == "bare engine" else passes) / s for s in samples]
+        for name, samples in seconds.items()
+    }
     return {
-        "mode": "rates",
-        **describe_run(PACKAGES),
         "pictures": len(files),
         "forward_passes": passes,
-        "rows_per_second": median,
+        "rows_per_second": {n: round(statistics.median(v), 2) for n, v in rows.items()},
         "rounds": {name: [round(v, 2) for v in values] for name, values in rows.items()},
-        # Within each round, and of the bare engine the turn right before `explain_many`.
-        "explain_many_over_bare": ratios(rows["explain_many"], rows["bare engine"][1::2]),
+        # Within each round: the machine's speed swings.
+        "explain_many_over_bare": ratios(rows["explain_many"], rows["bare engine"]),
         "server_8_over_explain_many": ratios(rows["server, 8"], rows["explain_many"]),
         "latency_s": {
             clients: {f"p{s}": round(percentile(values, s), 3) for s in (50, 95, 99)}
             for clients, values in latencies.items()
         },
     }
+
+
+def _through(_: int, url: str, files: list[bytes], clients: int, latencies: list[float]) -> None:
+    through(url, files, clients, latencies)
 
 
 def ratios(values: list[float], references: list[float]) -> dict[str, Any]:
@@ -169,16 +172,16 @@ def figure(client: httpx.Client, name: str) -> float:
     raise ValueError(f"the server has no figure {name}")
 
 
-def overload(arguments: argparse.Namespace) -> dict[str, Any]:
+def overload(bundle: str, seconds: float, queue: int) -> dict[str, Any]:
     """Four times the measured capacity for `seconds`, open loop: nobody waits for an answer."""
     files = pictures(16)
-    seconds = min(arguments.seconds, MOST_SECONDS)
+    seconds = min(seconds, MOST_SECONDS)
     codes: Counter[str] = Counter()
     refused: list[float] = []
     answered: list[float] = []
     memory: list[tuple[float, float]] = []
     without_retry_after = 0
-    with serving(arguments.bundle, "--queue", str(arguments.queue)) as (url, pid):
+    with serving(bundle, "--queue", str(queue)) as (url, pid):
         warm: list[float] = []
         capacity = len(files) / timed(lambda: through(url, files, 8, warm))
         limits = httpx.Limits(max_connections=256)
@@ -219,10 +222,8 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     third = max(1, len(memory) // 3)
     others = {code: count for code, count in codes.items() if code not in ("200", "429")}
     return {
-        "mode": "overload",
-        **describe_run(PACKAGES),
         "seconds": round(took, 1),
-        "queue": arguments.queue,
+        "queue": queue,
         "capacity_per_s": round(capacity, 2),
         "sent_per_s": round(rate, 2),
         "sent": sent,
@@ -247,25 +248,33 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    modes = parser.add_subparsers(dest="mode", required=True)
-    for name, work in (("rates", rates), ("overload", overload)):
-        mode = modes.add_parser(name)
-        mode.set_defaults(work=work)
-        mode.add_argument("--bundle", default="demo")
-        mode.add_argument("--pictures", type=int, default=48)
-        mode.add_argument("--rounds", type=int, default=3)
-        mode.add_argument("--seconds", type=float, default=300)
-        mode.add_argument("--queue", type=int, default=16)
-    arguments = parser.parse_args()
+@click.command(cls=Benchmark)
+@click.argument("mode", type=click.Choice(("rates", "overload")))
+@bundle_option
+@click.option("--pictures", "count", default=48, show_default=True, help="Of rates.")
+@click.option("--rounds", default=3, show_default=True, help="Of rates.")
+@click.option("--seconds", default=300.0, show_default=True, help="Of overload.")
+@click.option("--queue", default=16, show_default=True, help="Of the server, in overload.")
+@out_option("JSON file.")
+def main(
+    mode: str,
+    bundle: str,
+    count: int,
+    rounds: int,
+    seconds: float,
+    queue: int,
+    out: Path | None,
+) -> None:
+    """Measure rates, or what becomes of requests in an overload."""
     watchdog = threading.Timer(MOST_SECONDS + 300, lambda: os._exit(3))
     watchdog.daemon = True
     watchdog.start()
-    report = arguments.work(arguments)
-    print(json.dumps(report))
-    return 0 if report.get("every_accepted_answered", True) else 1
+    measured = rates(bundle, count, rounds) if mode == "rates" else None
+    report = measured or overload(bundle, seconds, queue)
+    watchdog.cancel()
+    finish({"mode": mode, **report}, out, PACKAGES)
+    sys.exit(0 if report.get("every_accepted_answered", True) else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,6 +7,8 @@ embedded model needs none: its weights are read back from its graph.
 from __future__ import annotations
 
 import contextlib
+import copy
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from vitcx.runtime import demo
+from vitcx.runtime.bundle import read_bundle
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer, load
 
@@ -22,6 +26,7 @@ DEMO = "demo"
 _PREFIX = "model."
 # A reduced precision differs from torch by less on most pictures, other weights by more on all.
 _SAME_WEIGHTS = 0.05
+_SITES: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 class Model:
@@ -65,16 +70,18 @@ def open_model(
     engine, options : as for `vitcx.load`.
     """
     with load(bundle, engine, **options) as explainer:
-        manifest = explainer.manifest
+        yield Model(explainer, lambda: torch_module(bundle, checkpoint), embedded=bundle == DEMO)
 
-        def make() -> Any:
-            if bundle == DEMO:
-                return embedded_module(explainer.bundle.model_path)
-            from vitcx.export.sources.timm_models import timm_model
 
-            return timm_model(manifest.model_name, checkpoint, img_size=manifest.input_size)[0]
+def torch_module(bundle: str, checkpoint: Path | None = None) -> Any:
+    """What a bundle was made of, in torch; parameters as for `open_model`."""
+    if bundle == DEMO:
+        folder = Path(demo.__file__).parent / "bundle"
+        return embedded_module(read_bundle(folder).model_path)
+    from vitcx.export.sources.timm_models import timm_model
 
-        yield Model(explainer, make, embedded=bundle == DEMO)
+    manifest = read_bundle(bundle).manifest
+    return timm_model(manifest.model_name, checkpoint, img_size=manifest.input_size)[0].eval()
 
 
 def _check_weights(explainer: Explainer, module: Any) -> None:
@@ -90,6 +97,22 @@ def _check_weights(explainer: Explainer, module: Any) -> None:
             f"the probabilities of '{explainer.manifest.model_name}' in torch and in the bundle "
             f"differ by {differs:.2f}: give the --checkpoint that the bundle was made of"
         )
+
+
+def site_of(module: Any) -> Any:
+    """Where the module's embedding is (`vitcx.export.graph.embedding.Site`), found once.
+
+    Finding it runs the model. It is done on a copy in float32, so that neither an element type nor
+    who counts the module's passes is in the way.
+    """
+    if module not in _SITES:
+        from vitcx.export.graph.embedding import find_site
+
+        plain = copy.deepcopy(module).float()
+        for part in plain.modules():
+            part._forward_hooks.clear()
+        _SITES[module] = find_site(plain)
+    return _SITES[module]
 
 
 def embedded_module(graph: Path) -> Any:

@@ -17,7 +17,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
-from vitcx.export.graph.embedding import find_site
+from benchmarks.models import site_of
 
 FloatArray = NDArray[np.float32]
 NOISE_STD = 0.1
@@ -25,7 +25,7 @@ NOISE_STD = 0.1
 
 def embedding_of(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (C,) and embedding (1,D,h,w)."""
-    site = find_site(model)
+    site = site_of(model)
     kept: list[Tensor] = []
     module = model.get_submodule(site.path)
     handle = module.register_forward_hook(lambda _m, _i, out: kept.append(out))

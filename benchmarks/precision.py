@@ -1,10 +1,11 @@
 """What fp16, bf16 and int8 cost in predictions and maps, and what they gain on a CPU.
 
-``python -m benchmarks.precision --bundle DIR IMAGES...`` makes the reduced graphs of a float32
-bundle as ``vitcx export`` does, and compares them with it picture by picture; ``--encoder same``
-lets each find its own masks, ``--engine`` adds an engine that computes in less, such as
-openvino-bf16. With ``--speed`` it times forward passes, taking turns, instead. With ``--records`` a
-run that was stopped goes on. The last line of the output is JSON.
+    python -m benchmarks.precision PHOTOGRAPHS --bundle DIR --out FILE
+
+makes the reduced graphs of a float32 bundle as ``vitcx export`` does, and compares them with it
+picture by picture; ``--encoder same`` lets each find its own masks, ``--engine`` adds an engine
+that computes in less, such as openvino-bf16. With ``--speed`` it times forward passes, taking
+turns, instead. With ``--records`` a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.command import Benchmark, finish, out_option
 from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_precision
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.speed import describe_run, interleave
+from vitcx.evaluation.speed import interleave
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.precision.formats import AVAILABLE
 from vitcx.export.precision.measuring import open_graph
@@ -34,7 +36,7 @@ from vitcx.runtime.pictures.preprocess import prepare
 PRECISIONS = [name for name in AVAILABLE if name != "fp32"]
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--bundle", required=True, help="Folder of the float32 bundle.")
 @click.option("--limit", default=100, show_default=True, help="Pictures.")
@@ -45,7 +47,7 @@ PRECISIONS = [name for name in AVAILABLE if name != "fp32"]
 @click.option("--batch-size", default=16, show_default=True, help="Of the timing.")
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--records", type=click.Path(path_type=Path), help="Lines of a run that goes on.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
+@out_option("JSON file.")
 def main(
     images: tuple[Path, ...],
     bundle: str,
@@ -74,9 +76,7 @@ def main(
                 opened[name] = stack.enter_context(open_graph(graph))
         for engine in engines:
             opened[engine] = stack.enter_context(load(bundle, engine))
-        packages = ["onnxruntime", "onnx", "numpy", *["openvino"] * bool(engines)]
         report: dict[str, Any] = {
-            **describe_run(packages),
             "model": source.manifest.model_name,
             "encoder": encoder,
         }
@@ -90,10 +90,7 @@ def main(
             report["precisions"] = _faithfulness(source, opened, pictures, records, encoder)
     for label, row in report.get("speed", report.get("precisions")).items():
         click.echo(f"{label}: {json.dumps(row)}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    click.echo(json.dumps(report))
+    finish(report, out, ("onnxruntime", "onnx", *["openvino"] * bool(engines)))
 
 
 def write_bundle(

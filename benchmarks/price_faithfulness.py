@@ -1,7 +1,7 @@
 """Price against faithfulness: every method and every variant, on one or more models.
 
     python -m benchmarks.price_faithfulness PHOTOGRAPHS --bundle DIR --checkpoint FILE --out OUT \\
-        --method 'vit-cx:estimator=fast' --method 'CGW2' --method 'quick=vit-cx:estimator=fast'
+        --method paper --method balanced --method 'fast=vit-cx:estimator=fast' --method CGW2
 
 Faithfulness is insertion minus deletion on one canvas, the Symmetric Relevance Gain (SRG; Blücher
 et al., TMLR 2024); the price is passes of the model, and seconds of one explanation at a time. All
@@ -13,7 +13,6 @@ methods, canvases and pictures can be added. ``--report`` measures nothing and d
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command import Benchmark, finish, images_argument
 from benchmarks.methods import (
@@ -34,31 +32,23 @@ from benchmarks.methods import (
     NotApplicable,
     authors_method,
     method,
+    parse_method,
     shapley_method,
 )
 from benchmarks.models import DEMO, Model, open_model
+from benchmarks.price_report import draw_table, summarise
 from vitcx.commands.progress import progress_bar, skip
 from vitcx.evaluation.curves import CANVASES, Question, score_curves
-from vitcx.evaluation.intervals import bootstrap
-from vitcx.evaluation.records import Record, Records
+from vitcx.evaluation.records import Records
 from vitcx.evaluation.subjects import Subject, find_pictures, picture_subjects, scene_subjects
+from vitcx.evaluation.variants import RANDOM_ORDER
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.presets import PRESETS
 
 STEPS = 28
 # Imputing a frame takes ten times a small model's pass.
 ROAD_STEPS = 10
-RANDOM = "random order"
-DEFAULT_METHODS = ("ViT-CX", "TAM", "CGW2", "Grad-CAM", RANDOM)
-
-
-def parse_method(text: str) -> tuple[str, str]:
-    """``[LABEL=]METHOD`` to label and method; a method's own settings come after a colon."""
-    label, equals, spec = text.partition("=")
-    if not equals or ":" in label:
-        return text, text
-    if not label or not spec:
-        raise InputError(f"--method '{text}': give METHOD, or LABEL=METHOD")
-    return label, spec
+DEFAULT_METHODS = (*PRESETS, "TAM", "CGW1", "CGW2", "Grad-CAM", RANDOM_ORDER)
 
 
 def find_method(
@@ -71,7 +61,7 @@ def find_method(
         return authors_method(authors_code, model.explainer.manifest.distance_threshold)
     if spec == SHAPLEY:
         return shapley_method(shapley, model) if shapley is not None and model.embedded else None
-    if spec == RANDOM:
+    if spec == RANDOM_ORDER:
         return lambda _model, image, _target: (_noise(image), {"passes": 0})
     return method(spec)
 
@@ -149,75 +139,6 @@ def measure(
     return [name for name in methods if name not in usable]
 
 
-def summarise(
-    records: Sequence[Record], labels: Mapping[str, str], reference: str | None
-) -> dict[str, dict[str, Any]]:
-    """By label: price, SRG by canvas, and SRG minus the reference's, with 95 % intervals.
-
-    Parameters
-    ----------
-    labels : what each method is called.
-    reference : a label; differences are over the pictures that both have.
-    """
-    by_key: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in records:
-        by_key.setdefault((record["method"], record["canvas"]), {})[record["image"]] = record
-    spec_of = {label: spec for spec, label in labels.items()}
-    canvases = list(dict.fromkeys(record["canvas"] for record in records))
-    result: dict[str, dict[str, Any]] = {}
-    for label, spec in spec_of.items():
-        lines = {c: by_key[spec, c] for c in canvases if (spec, c) in by_key}
-        if not lines:
-            continue
-        priced = list(next(iter(lines.values())).values())
-        row: dict[str, Any] = {
-            "method": spec,
-            "images": len(priced),
-            "passes": float(np.mean([line["passes"] for line in priced])),
-            "seconds": statistics.median(line["seconds"] for line in priced),
-        }
-        for figure in ("srg", "insertion", "deletion"):
-            row[figure] = {
-                canvas: vars(bootstrap([line[figure] for line in found.values()]))
-                for canvas, found in lines.items()
-            }
-        if reference is not None:
-            row["minus_reference"] = {}
-            for canvas, found in lines.items():
-                other = by_key.get((spec_of[reference], canvas), {})
-                if common := sorted(found.keys() & other.keys()):
-                    row["minus_reference"][canvas] = vars(
-                        bootstrap([found[i]["srg"] - other[i]["srg"] for i in common])
-                    )
-        result[label] = row
-    return result
-
-
-def draw_table(name: str, found: Mapping[str, Any], reference: str | None) -> Table:
-    canvases = list(next(iter(found.values()))["srg"]) if found else []
-    table = Table(title=name, box=None, pad_edge=False, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    for heading in ("images", "passes", "seconds", *(f"SRG, {c}" for c in canvases)):
-        table.add_column(heading, justify="right")
-    for canvas in canvases if reference else ():
-        table.add_column(f"minus {reference}, {canvas}", justify="right")
-    for label, row in found.items():
-        paired = row.get("minus_reference", {})
-        table.add_row(
-            label,
-            str(row["images"]),
-            f"{row['passes']:.0f}",
-            f"{row['seconds']:.3f}",
-            *(f"{row['srg'][c]['mean']:.3f}" if c in row["srg"] else "-" for c in canvases),
-            *(
-                "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**paired[c]) if c in paired else "-"
-                for c in canvases
-                if reference
-            ),
-        )
-    return table
-
-
 @click.command(cls=Benchmark)
 @images_argument
 @click.option("--bundle", "bundles", multiple=True, required=True, help="Folder, or 'demo'.")
@@ -234,10 +155,10 @@ def draw_table(name: str, found: Mapping[str, Any], reference: str | None) -> Ta
     multiple=True,
     default=DEFAULT_METHODS,
     show_default=True,
-    help=f"[LABEL=]METHOD: {', '.join(METHODS)}, RISE-N, an engine's method with settings "
-    f"(vit-cx:estimator=fast), {AUTHORS}, {SHAPLEY}, {RANDOM}.",
+    help=f"[LABEL=]METHOD: {', '.join(METHODS)}, RISE-N, a preset or an engine's method, with "
+    f"settings if any (balanced:seed=1), {AUTHORS}, {SHAPLEY}, {RANDOM_ORDER}.",
 )
-@click.option("--ours", multiple=True, help="Labels to draw as a line.  [default: those with ':']")
+@click.option("--ours", multiple=True, help="Labels to draw as a line.  [default: the presets]")
 @click.option("--reference", help="Label that the others are held against.  [default: the first]")
 @click.option("--canvas", "canvases", multiple=True, default=("zero", "blur", "road"),
               show_default=True, type=click.Choice(CANVASES))  # fmt: skip
@@ -276,7 +197,7 @@ def main(
     labels = {spec: label for label, spec in chosen.items()}
     if len(labels) < len(methods):
         raise InputError("two --method have the same label or are the same method")
-    for spec in labels.keys() - {AUTHORS, SHAPLEY, RANDOM}:
+    for spec in labels.keys() - {AUTHORS, SHAPLEY, RANDOM_ORDER}:
         method(spec)  # an unknown one is refused before anything is measured
     reference = reference or next(iter(chosen))
     if unknown := [label for label in (reference, *ours) if label not in chosen]:
@@ -322,7 +243,7 @@ def main(
         console.print(draw_table(name, found, reference))
         for label, reason in left_out.items():
             console.print(f"left out: {label}: {reason}", highlight=False)
-    line = list(ours) or [label for label, spec in chosen.items() if ":" in spec]
+    line = list(ours) or [label for label, spec in chosen.items() if spec in PRESETS]
     from benchmarks.price_picture import write_pictures  # needs the extra plot
 
     report["pictures"] = write_pictures(report["models"], line, out)

@@ -33,3 +33,20 @@ def test_the_commands_of_the_readme_exist():
 def test_what_the_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_benchmark_that_can_be_run_is_in_its_list_and_the_commands_are_there():
+    folder = ROOT / "benchmarks"
+    listed = {
+        name
+        for page in ("README.md", "gpu/README.md")
+        for name in re.findall(
+            r"python -m (benchmarks\.[\w.]+)", (folder / page).read_text(encoding="utf-8")
+        )
+    }
+    commands = {
+        "benchmarks." + path.relative_to(folder).with_suffix("").as_posix().replace("/", ".")
+        for path in folder.rglob("*.py")
+        if "cls=Benchmark" in path.read_text(encoding="utf-8")
+    }
+    assert listed - {"benchmarks.NAME"} == commands

@@ -10,12 +10,14 @@ allow_imprecise.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
+
+from benchmarks.command import Benchmark, finish
 from vitcx.runtime.bundle import ENCODERS, PRECISIONS, Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
 
@@ -54,20 +56,18 @@ def write_bundle(
     return read_bundle(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="of timm")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
-    parser.add_argument("--encoder", choices=ENCODERS, default="fp32", help="same: smaller")
-    parser.add_argument("--attention", choices=("plain", "fused"), default="plain")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    bundle = write_bundle(
-        given.model, given.seed, given.precision, given.encoder, given.out, given.attention
-    )
+@click.command(cls=Benchmark)
+@click.argument("model")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True)
+@click.option("--encoder", type=click.Choice(ENCODERS), default="fp32", help="same: smaller.")
+@click.option("--attention", type=click.Choice(("plain", "fused")), default="plain")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
+def main(model: str, seed: int, precision: str, encoder: str, attention: str, out: Path) -> None:
+    """Write a bundle of MODEL, a name of timm's, with random weights."""
+    bundle = write_bundle(model, seed, precision, encoder, out, attention)
     size = sum(file.stat().st_size for file in bundle.path.iterdir())
-    print(f"{bundle.path}: {size / 1e6:.1f} MB")
+    finish({"written": str(bundle.path), "megabytes": round(size / 1e6, 1)}, None)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.mask_counts import threshold_for
-from benchmarks.gpu.report import line_of
+from benchmarks.gpu.probe import line_of
+from benchmarks.gpu.workload import threshold_for
 from vitcx.evaluation.speed import interleave, ratios, summary
 from vitcx.runtime.explainer import Explainer
 

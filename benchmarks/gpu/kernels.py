@@ -11,16 +11,16 @@ compute-sanitizer to watch.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import numpy as np
 
-from benchmarks.gpu.probe import probe, run, run_tests
-from benchmarks.gpu.report import Report, default_path
+from benchmarks.command import Benchmark, out_option
+from benchmarks.gpu.probe import Report, default_path, probe, run, run_tests
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import mask_kernels
 from vitcx.kernels.gpu.blending import blend_rows, pack_perturbations
@@ -162,20 +162,20 @@ def sanitizer(tool: str) -> dict[str, Any]:
     return run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *watched], SECONDS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workload", action="store_true", help="only launch kernels")
-    parser.add_argument("--out", type=Path, help="JSON; default: one of this run's own in out/gpu")
-    given = parser.parse_args()
-    if given.workload:
+@click.command(cls=Benchmark)
+@click.option("--workload", "only_launch", is_flag=True, help="Only launch kernels.")
+@out_option("JSON file.  [default: a file of this run's own in out/gpu]")
+def main(only_launch: bool, out: Path | None) -> None:
+    """Prove the kernels."""
+    if only_launch:
         try:
             workload(own_gpu())
         except DeviceError as error:
             sys.exit(str(error))
         return
-    report = Report((given.out or default_path("kernels")).resolve())
+    report = Report((out or default_path("kernels")).resolve())
     run_all(report)
-    print(report.text())
+    click.echo(report.text())
     sys.exit(1 if report.failed else 0)
 
 

@@ -10,16 +10,17 @@ as Shape and Slice.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.command import Benchmark, finish
 from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
 
@@ -101,7 +102,10 @@ def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
 
 
 def write_older(bundle: Bundle, out: Path) -> Bundle:
-    """A copy of the bundle in the folder `out`, which must not be there, with older graphs."""
+    """A copy of the bundle in the folder `out`, which must not be there, with older graphs.
+
+    Each graph holds its own weights, also where the bundle's graphs share a file of them.
+    """
     out.mkdir(parents=True)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
     for name in graphs:
@@ -113,12 +117,12 @@ def write_older(bundle: Bundle, out: Path) -> Bundle:
     return read_bundle(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    print(write_older(read_bundle(given.bundle), given.out).path)
+@click.command(cls=Benchmark)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
+def main(bundle: Path, out: Path) -> None:
+    """Write the bundle of the folder BUNDLE with older graphs."""
+    finish({"written": str(write_older(read_bundle(bundle), out).path)}, None)
 
 
 if __name__ == "__main__":

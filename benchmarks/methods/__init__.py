@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.models import Model
 from vitcx.evaluation.variants import parse_variant
+from vitcx.runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]
 Answer = tuple[FloatArray, dict[str, Any]]
@@ -113,6 +114,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def parse_method(text: str) -> tuple[str, str]:
+    """``[LABEL=]METHOD`` to label and method; a method's own settings come after a colon."""
+    label, equals, spec = text.partition("=")
+    if not equals or ":" in label:
+        return text, text
+    if not label or not spec:
+        raise InputError(f"--method '{text}': give METHOD, or LABEL=METHOD")
+    return label, spec
+
+
 def method(name: str) -> Explain:
     """The method called `name`: one of `METHODS`; ``RISE-N``, RISE with N masks; or an engine's
     method with settings, ``vit-cx:estimator=fast``.
@@ -168,5 +179,6 @@ __all__ = [
     "method",
     "of_engine",
     "of_torch",
+    "parse_method",
     "shapley_method",
 ]

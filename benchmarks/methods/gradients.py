@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitcx.export.graph.embedding import find_site
+from benchmarks.models import site_of
 from vitcx.kernels.host.upsampling import upsample
 
 FloatArray = NDArray[np.float32]
@@ -78,7 +78,7 @@ def grad_cam(module: nn.Module, image: FloatArray, target: int) -> FloatArray:
     The mean slope of the target's logit over the patches weighs each channel; what is below 0 is
     cut. At patch resolution, upsampled as every other map here.
     """
-    site = find_site(module)
+    site = site_of(module)
     kept: list[Tensor] = []
     layer = module.get_submodule(site.path)
     handle = layer.register_forward_hook(lambda _m, _i, out: kept.append(out))

@@ -15,7 +15,6 @@ the paper trains it further; a few minutes of training, all classes in every ste
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
+from benchmarks.command import Benchmark, finish
 from benchmarks.models import embedded_module
 from vitcx.evaluation.subjects import scene_subjects
 from vitcx.export.sources.timm_import import import_timm
@@ -206,7 +206,7 @@ def train(
     return explainer
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="safetensors file.")
 @click.option("--scenes", default=1000, show_default=True, help="Drawn scenes to learn from.")
 @click.option("--pairs", default=12, show_default=True, help="Pairs of coalitions of each scene.")
@@ -234,7 +234,7 @@ def main(out: Path, scenes: int, pairs: int, epochs: int, batch: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as path:
         save_file(explainer.state_dict(), path)
-    click.echo(json.dumps({"written": str(out), "explained_share_of_fresh_scenes": share}))
+    finish({"written": str(out), "explained_share_of_fresh_scenes": share}, None, ("torch",))
 
 
 if __name__ == "__main__":

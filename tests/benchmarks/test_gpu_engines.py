@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.gpu import engines
+from benchmarks.gpu import engines, measures
 from benchmarks.gpu.contest import Contender, chosen, contest
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.probe import Report
 from tests.kernels.conftest import shim  # noqa: F401
 from tests.kernels.gpu import fake_cuda
 from tests.runtime.engines.tensorrt import recording_tensorrt
@@ -41,19 +41,19 @@ def explainers(monkeypatch, tmp_path, shim):  # noqa: F811
 @pytest.fixture
 def quick(monkeypatch):
     for name, value in (("REPEATS", 3), ("PACKED", 5), ("ONE_BY_ONE", 9)):
-        monkeypatch.setattr(engines, name, value)
+        monkeypatch.setattr(measures, name, value)
 
 
 def measured(explainers, clock, masks=None, report=None):
     report = report or Report()
-    pixels = engines.made_pictures((SIZE, SIZE), 3)
+    pixels = measures.made_pictures((SIZE, SIZE), 3)
     assert all(p.shape == (3, SIZE, SIZE) and p.dtype == np.float32 for p in pixels)
-    engines.measure(*explainers, chosen(explainers[0], pixels, masks), clock, report)
+    measures.measure(*explainers, chosen(explainers[0], pixels, masks), clock, report)
     return report
 
 
 def test_everything_is_measured_and_is_json(explainers, quick):
-    report = measured(explainers, engines.Clock(600))
+    report = measured(explainers, measures.Clock(600))
     found = report.found
     assert report.failed == []
     json.dumps(found)
@@ -63,8 +63,8 @@ def test_everything_is_measured_and_is_json(explainers, quick):
     assert differences["embedding_scale"] > 0
     for name in ("probabilities", "embedding", "masked_scores"):
         assert differences[name] < 1e-5
-    pictures = chosen(explainers[0], engines.made_pictures((SIZE, SIZE), 3), 3)
-    maps = engines.map_parity(*explainers, pictures)
+    pictures = chosen(explainers[0], measures.made_pictures((SIZE, SIZE), 3), 3)
+    maps = measures.map_parity(*explainers, pictures)
     assert min(maps["saliency_rank_correlation"]) > 0.999
     assert len(maps["saliency"]) == 2
     assert max(maps["saliency"]) < 1e-4
@@ -73,7 +73,7 @@ def test_everything_is_measured_and_is_json(explainers, quick):
     assert len(found["one_by_one"]["samples"]) == 9
     assert 0 < found["one_by_one"]["outside_forward_passes"] < 1
     assert found["packed"]["explanations"] == 5
-    shares = engines.share_of_matrix_rate({**found, "matrix_tflop_per_s": {"float32": 2.0}})
+    shares = measures.share_of_matrix_rate({**found, "matrix_tflop_per_s": {"float32": 2.0}})
     operations = found["operations_of_a_pass"]
     rates = found["passes"]["rows_per_second"], found["one_by_one"]["p50"]
     assert shares["mask_batch"] == pytest.approx(rates[0] * operations / 2e12)
@@ -83,7 +83,7 @@ def test_everything_is_measured_and_is_json(explainers, quick):
 
 @pytest.mark.parametrize("masks", [2, 3, 5])
 def test_the_number_of_masks_can_be_chosen(masks, explainers, quick):
-    found = measured(explainers, engines.Clock(600), masks).found
+    found = measured(explainers, measures.Clock(600), masks).found
     assert found["masks"] == [masks] * 3
     assert found["one_by_one"]["forward_passes"] == 2 * masks + 1
 
@@ -96,7 +96,7 @@ def test_a_mask_batch_holds_a_whole_explanation_where_its_masks_are_chosen():
 
 
 def test_without_time_everything_is_left_out_and_named(explainers):
-    clock = engines.Clock(0)
+    clock = measures.Clock(0)
     report = measured(explainers, clock)
     assert not {"parity", "passes", "one_by_one", "packed"} & set(report.found)
     assert clock.left_out == ["parity", "passes", "one_by_one", "packed"]
@@ -106,13 +106,13 @@ def test_a_step_that_fails_is_a_line_and_the_rest_is_measured(explainers, quick,
     def broken(*arguments):
         raise RuntimeError("CUDA_ERROR_UNKNOWN\nmore")
 
-    monkeypatch.setattr(engines, "one_by_one", broken)
-    report = measured(explainers, engines.Clock(600))
+    monkeypatch.setattr(measures, "one_by_one", broken)
+    report = measured(explainers, measures.Clock(600))
     assert report.failed == ["one_by_one"]
     assert report.found["one_by_one"] == {"error": "RuntimeError: CUDA_ERROR_UNKNOWN"}
     assert report.found["packed"]["explanations"] == 5
     assert "probabilities" in report.found["parity"]
-    told = engines.goal(report.found)
+    told = measures.goal(report.found)
     assert told["p50_seconds"] is None
     assert told["packed_per_second"] > 0
 
@@ -139,8 +139,8 @@ def test_pytorch_takes_turns_with_ours(explainers, vit, monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "torch_model", lambda arguments: (vit, {"weights": "random"}))
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
     monkeypatch.setattr(engines, "REPEATS", 4)
-    clock = engines.Clock(115)
-    pictures = chosen(explainers[0], engines.made_pictures((SIZE, SIZE), 2), 3)
+    clock = measures.Clock(115)
+    pictures = chosen(explainers[0], measures.made_pictures((SIZE, SIZE), 2), 3)
     path = tmp_path / "report.json"
     report = Report(path)
     arguments = SimpleNamespace(masks=3)
@@ -162,7 +162,7 @@ def test_pytorch_takes_turns_with_ours(explainers, vit, monkeypatch, tmp_path):
     assert (
         json.loads(path.read_text())["torch"]["explanations"].keys() == found["explanations"].keys()
     )
-    goal = engines.goal({"torch": found})
+    goal = measures.goal({"torch": found})
     assert set(goal["faster_than"]) == set(found["explanations"]) - {"ours"}
 
 
@@ -176,7 +176,7 @@ def test_a_contender_that_fails_is_a_line_and_the_others_are_timed():
         "loop": Contender(lambda i: None, 0),
     }
     told = []
-    found = contest(entered, 1, 2, engines.Clock(600), told.append)
+    found = contest(entered, 1, 2, measures.Clock(600), told.append)
     assert found["compiled"] == {"error": "RuntimeError: no compiler"}
     assert len(found["loop"]["samples"]) == 2
     assert len(told) == 2
@@ -262,6 +262,6 @@ def test_without_a_gpu_it_says_so_in_one_line():
 
 def test_the_demo_bundle_is_what_it_measures_by_default():
     with load("demo") as explainer:
-        (picture,) = engines.made_pictures(explainer.manifest.input_size, 1)
-        batch = engines.mask_batch(picture, explainer.manifest.grid, 5)
+        (picture,) = measures.made_pictures(explainer.manifest.input_size, 1)
+        batch = measures.mask_batch(picture, explainer.manifest.grid, 5)
         assert explainer.session.score(batch).probabilities.shape[0] == 5

@@ -1,22 +1,29 @@
-"""The host's steps are timed on a real embedding."""
+"""The host's steps are timed on the embedded model."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
-from PIL import Image
+from click.testing import CliRunner
 
-pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
-from benchmarks.host_cost import measure
-from tests.tiny_bundle import CHANNELS, random_picture, write_tiny_bundle
+from benchmarks import host_cost
 
 
-def test_every_step_is_timed(tmp_path):
-    bundle = write_tiny_bundle(tmp_path / "tiny")
-    Image.fromarray(random_picture(0)).save(tmp_path / "picture.png")
-    found = measure(str(bundle.path), str(tmp_path / "picture.png"), masks=3, rounds=4)
-    assert (found["channels"], found["masks"]) == (CHANNELS, 3)
+def test_every_step_is_timed(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    words = ["--masks", "6", "--rounds", "4", "--out", str(out)]
+    result = CliRunner().invoke(host_cost.main, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])
+    assert json.loads(out.read_text()) == found
+    assert found["masks"] == 6
     assert len(found["milliseconds"]) == 6
-    for step in found["milliseconds"].values():
-        least, most = step["quartiles"]
-        assert 0 < least <= step["median"] <= most
+    assert found["blend_percent_of_scoring"].keys() == {"noise made", "noise kept"}
+    for rows in (found["milliseconds"], found["blend_percent_of_scoring"]):
+        for step in rows.values():
+            least, most = step["quartiles"]
+            assert 0 <= least <= step["median"] <= most

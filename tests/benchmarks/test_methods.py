@@ -99,7 +99,7 @@ def test_the_price_of_a_method_is_its_passes_there_and_back(vit, image, name, pa
 
 
 def test_a_method_that_does_not_exist_is_named_with_those_that_do():
-    with pytest.raises(InputError, match="there is no method 'LIME'"):
+    with pytest.raises(InputError, match="no method or preset 'LIME'"):
         method("LIME")
 
 

@@ -9,7 +9,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from benchmarks import plain  # noqa: E402
-from benchmarks.paper_figures import TABLE_1, TABLE_2, column_of  # noqa: E402
 from vitcx.runtime.errors import InputError  # noqa: E402
 from vitcx.runtime.method.aggregation import aggregate  # noqa: E402
 from vitcx.runtime.method.clustering import cluster  # noqa: E402
@@ -57,13 +56,3 @@ def test_the_place_of_the_authors_code_is_checked():
 
     with pytest.raises(InputError, match=r"FILE\.py:FUNCTION"):
         load_authors("nowhere")
-
-
-def test_the_papers_tables_are_whole():
-    assert len(TABLE_1) == 12
-    assert len(TABLE_2) == 6
-    assert {len(columns) for columns in TABLE_1.values()} == {3}
-    best = min(f["ViT-B"][0] for f in TABLE_1.values() if f["ViT-B"])
-    assert best == TABLE_1["ViT-CX"]["ViT-B"][0]
-    assert column_of("swin_base_patch4_window7_224.ms_in1k") == "Swin-B"
-    assert column_of("deit_tiny_patch16_224") is None

@@ -16,8 +16,9 @@ pytest.importorskip("onnxruntime", reason="needs the extra 'cpu'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
 from benchmarks import price_faithfulness, price_picture
-from benchmarks.price_faithfulness import parse_method, summarise
+from benchmarks.methods import parse_method
 from benchmarks.price_picture import draw
+from benchmarks.price_report import summarise
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 
@@ -45,12 +46,12 @@ def test_a_run_goes_on_with_more_pictures_methods_and_canvases(
 
     monkeypatch.setattr(Explainer, "explain", explain)
     monkeypatch.setattr(price_picture, "PRICES", {"seconds": "seconds"})
-    chosen = methods("ViT-CX", "quick=vit-cx:estimator=fast", "random order")
+    chosen = methods("ViT-CX", "quick=vit-cx:estimator=fast", "random-order")
     first = run(tmp_path, "--limit", "1", "--canvas", "zero", *chosen)
     found = first["models"]["demo"]["methods"]
-    assert list(found) == ["ViT-CX", "quick", "random order"]
+    assert list(found) == ["ViT-CX", "quick", "random-order"]
     assert found["ViT-CX"]["passes"] == 2 * found["quick"]["passes"] - 1
-    assert found["random order"]["passes"] == 0
+    assert found["random-order"]["passes"] == 0
     assert found["ViT-CX"]["minus_reference"]["zero"]["mean"] == 0
     assert len(explained) == 4  # each method once to warm up
     lines = (tmp_path / "demo.jsonl").read_text().splitlines()
@@ -97,7 +98,7 @@ def test_methods_of_torch_take_part_and_those_that_lack_something_are_named(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "LIME"], "there is no method 'LIME'"),
+        (["--method", "LIME"], "there is no method or preset 'LIME'"),
         (["--method", "TAM", "--method", "x=TAM"], "same method"),
         (["--reference", "TAM", "--method", "ViT-CX"], "'TAM' is no label"),
         (["--bundle", "folder"], "give IMAGES"),
@@ -145,7 +146,7 @@ def test_labels_cover_neither_each_other_nor_a_point(theme: str) -> None:
         for name in ("TAM", "Grad-CAM", "CGW1", "CGW2", "Partial LRP", "Rollout", "RISE-1000",
                      "Score-CAM", "Integrated-Grad", "Smooth-Grad")
     }  # fmt: skip
-    methods = {**ours, **others, "random order": row(0, 0.0)}
+    methods = {**ours, **others, "random-order": row(0, 0.0)}
     models = {"one": {"methods": methods}, "two": {"methods": methods}}
     figure, labels = draw(models, list(ours), "zero", "passes", theme)
     assert len(labels) == 2 * 14

@@ -10,9 +10,8 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib")
 
 from benchmarks import growth
-from benchmarks.contenders import Contender, Workshop, parse_bundle
+from benchmarks.contenders import Builder, Contender, parse_bundle
 from vitcx.evaluation.speed import describe_run, peak_memory, ratios
-from vitcx.runtime.demo.scenes import make_scene
 from vitcx.runtime.errors import InputError
 
 
@@ -25,7 +24,7 @@ def test_a_bundle_may_name_its_engine():
 
 def test_the_authors_code_is_asked_for_by_place():
     with pytest.raises(InputError, match="--authors-code"):
-        Workshop("deit_tiny_patch16_224").build(Contender("authors"))
+        Builder("demo").build(Contender("authors"))
 
 
 def test_ratios_are_of_neighbouring_calls():
@@ -46,11 +45,10 @@ def test_memory_is_this_process_own():
     assert peak_memory() >= len(held)
 
 
-def test_growth_measures_the_embedded_model(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(make_scene(1).image).save(tmp_path / "scene.png")
-    arguments = [str(tmp_path), "--repeats", "1", "--limit", "1", "--out", str(tmp_path / "out")]
+def test_growth_measures_the_embedded_model(tmp_path, monkeypatch):
+    for name, few in (("THRESHOLDS", (0.4, 0.2)), ("CHANNELS", (64, 192)), ("IN_FLIGHT", (1, 2))):
+        monkeypatch.setattr(growth, name, few)
+    arguments = ["--repeats", "1", "--limit", "1", "--out", str(tmp_path / "out")]
     run = CliRunner().invoke(growth.main, arguments, catch_exceptions=False)
     assert run.exit_code == 0
     report = json.loads(run.output.splitlines()[-1])
@@ -60,3 +58,29 @@ def test_growth_measures_the_embedded_model(tmp_path):
     assert report["masks"][-1]["setting"] == {"cluster_masks": "none"}
     assert [row["channels"] for row in report["channels"]] == list(growth.CHANNELS)
     assert (tmp_path / "out" / "growth.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_contenders_take_turns_on_the_embedded_model(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from benchmarks import throughput
+
+    out = tmp_path / "speed.json"
+    words = ["--bundle", "demo", "--limit", "1", "--rounds", "1", "--steps", "2", "--threads", "1"]
+    words += ["--variant", "one=vit-cx:estimator=fast", "--out", str(out)]
+    run = CliRunner().invoke(throughput.main, words, catch_exceptions=False)
+    assert run.exit_code == 0
+    report = json.loads(run.output.splitlines()[-1])
+    assert json.loads(out.read_text()) == report
+    ours = report["results"]["vitcx fp32 onnxruntime one"]
+    assert ours["times_faster"]["median"] > 0
+    assert ours["peak_bytes"] > 1e6
+    assert ours["packed_per_second"] > 0
+    kept = out.with_suffix(".jsonl").read_text()
+    again = CliRunner().invoke(throughput.main, words, catch_exceptions=False)
+    goes_on = json.loads(again.output.splitlines()[-1])["results"]
+    assert {name: row["p50"] for name, row in goes_on.items()} == {
+        name: row["p50"] for name, row in report["results"].items()
+    }
+    assert out.with_suffix(".jsonl").read_text() == kept

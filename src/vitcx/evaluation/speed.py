@@ -60,11 +60,18 @@ def interleave(
     items: int,
     rounds: int,
     done: Callable[[str], None] = lambda name: None,
+    *,
+    pause: float = PAUSE_SECONDS,
 ) -> dict[str, list[float]]:
     """Seconds of every call ``contender(item)``, by contender.
 
     In each round every contender runs every item, the contenders taking turns at each item, so that
     a machine that slows down slows all of them. Call each once before, to warm it.
+
+    Parameters
+    ----------
+    done : called with a contender's name after each of its calls.
+    pause : seconds between two calls.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
@@ -72,7 +79,7 @@ def interleave(
         for item in range(items):
             shift = (turn * items + item) % len(order)
             for name in order[shift:] + order[:shift]:
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(pause)
                 start = time.perf_counter()
                 contenders[name](item)
                 samples[name].append(time.perf_counter() - start)
