@@ -108,7 +108,7 @@ class Job(Closing):
 
     def close(self) -> None:
         """Let other jobs into the folder. Twice does no harm."""
-        if self._lock is not None:
+        if self._lock:
             self._lock.close()
 
     @property
@@ -259,7 +259,7 @@ class Job(Closing):
         ]:
             left.unlink(missing_ok=True)
         if not os.path.lexists(path):
-            # Shards without it cannot be gone on with: it must not be lost after they are made.
+            # Shards without it cannot be gone on with.
             with replacing(path, durable=True) as temporary:
                 text = json.dumps(description, indent=2, ensure_ascii=False)
                 temporary.write_text(text + "\n", encoding="utf-8")

@@ -17,8 +17,9 @@ from torch import nn
 from vitcx.export.graph.to_onnx import OUTPUTS
 from vitcx.export.sources.preprocessing import Preprocessing
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, TOKENS
-from vitcx.runtime.errors import BundleError, InputError
+from vitcx.runtime.errors import BundleError
 from vitcx.runtime.onnx_runtime import import_onnxruntime
+from vitcx.runtime.pictures.reading import read_picture
 
 Array = NDArray[np.float32]
 
@@ -223,9 +224,5 @@ def normalised(pictures: Array, p: Preprocessing) -> Array:
 
 def _read(path: Path, size: tuple[int, int]) -> Array:
     """A picture file (H,W,3) in [0,1], squashed: both programs see the same, whatever the crop."""
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    except OSError as error:
-        raise InputError(f"cannot read the picture '{path}': {error}") from None
+    picture = read_picture(path).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
