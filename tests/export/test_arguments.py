@@ -24,8 +24,6 @@ def test_a_missing_check_image_is_told_before_anything_else(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
 def test_class_names_may_be_the_path_of_their_file(tmp_path, kind):
-    pytest.importorskip("torch")
-    pytest.importorskip("timm")
     names = tmp_path / "n.txt"
     names.write_text("\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"n\.txt' must hold names"):
