@@ -22,6 +22,7 @@ from tests.serving.running import (
     figure,
     head,
     png,
+    serving,
     serving_here,
     until_closed,
 )
@@ -61,6 +62,30 @@ def test_silent_connections_keep_nobody_out_and_are_closed(explainer: Any) -> No
         for connection in silent:
             assert until_closed(connection) == b""
         assert comes(lambda: figure(client, "vitcx_connections") <= 2)
+
+
+def test_connections_never_take_the_last_descriptor(bundle: str) -> None:
+    """asyncio writes a traceback for each that it cannot accept, without end."""
+    resource = pytest.importorskip("resource", reason="no limit of descriptors here")
+    if (
+        not hasattr(resource, "prlimit")
+        or 0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2000
+    ):
+        pytest.skip("limits of descriptors cannot be set here as the test needs them")
+    with serving(bundle) as (process, client), contextlib.ExitStack() as opened:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, before[1]))
+        try:
+            for _ in range(1200):
+                opened.enter_context(connect(client))
+            assert is_served(client)
+        finally:
+            opened.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        process.terminate()
+        said = process.stdout.read()
+    assert "too many open files" not in said.lower()
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut(explainer: Any) -> None:

@@ -18,6 +18,9 @@ from vitcx.serving.protocol import make_protocol
 # Descriptors for what is not a connection: models, libraries, the log.
 _OTHER_DESCRIPTORS = 128
 _KEEP_ALIVE_SECONDS = 5
+# Connections that wait to be accepted. asyncio accepts them all before it looks at the first, so
+# that many descriptors are needed beside those of the connections that make room.
+_BACKLOG = 128
 
 
 class Server(uvicorn.Server):
@@ -49,8 +52,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(limits.deadline) + 1,
-                # Connections beyond the queue are accepted only to be told so.
-                backlog=512,
+                backlog=_BACKLOG,
             )
         )
 
@@ -80,5 +82,5 @@ def fitted(limits: Limits) -> Limits:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if most == resource.RLIM_INFINITY:
         return limits
-    room = max(16, most - _OTHER_DESCRIPTORS)
+    room = max(16, most - _OTHER_DESCRIPTORS - 2 * _BACKLOG)
     return replace(limits, connections=min(limits.connections, room))
