@@ -40,6 +40,8 @@ def share_weights(folder: Path) -> None:
                 tensor = weight.const_value
                 if tensor.nbytes >= _LEAST_BYTES:
                     weight.const_value = _moved(tensor, file, offsets, folder)
+                elif isinstance(tensor, ir.ExternalTensor):
+                    weight.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
     for path, model in zip(paths, models, strict=True):
         ir.save(model, path)
     for path in old:

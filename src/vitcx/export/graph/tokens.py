@@ -11,8 +11,7 @@ compares.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcx.export.graph.heads import Scores, Softmax, logits_of
+from vitcx.export.graph.positions import OF_PAIRS, OF_PATCHES, of_pairs, positions_taken, taken
 
-# What blocks are told beside their tokens, by keyword. A value for each patch, with the patches on
-# the last axis but one; or for each pair of tokens, on the last two.
-_OF_PATCHES = ("rope",)
-_OF_PAIRS = ("shared_rel_pos_bias", "shared_rel_pos")
 # Two runs of the same products in another order: 1e-6 of the rms, 1e-5 where a few tokens are
 # large. A block that needs its neighbours, or a position left out, is off by 1e-2 or more.
 _TOLERANCE = 1e-3
@@ -91,9 +87,9 @@ class Teams(nn.Module):
         # One gather over the tokens of all pictures: no picture is copied for each of its rows.
         places = pictures[:, None] * tokens.shape[1] + kept
         x = nn.functional.embedding(places, tokens.reshape(-1, tokens.shape[2]))
-        with _positions_taken(self.model, lambda bias: _of_pairs(bias, kept)):
+        with positions_taken(self.model, lambda bias: of_pairs(bias, kept)):
             for block, keywords in zip(self.model.blocks, self.keywords, strict=True):
-                x = block(x, **_taken(keywords, kept, patches))
+                x = block(x, **taken(keywords, kept, patches))
         normed: Tensor = self.model.norm(x)
         return normed
 
@@ -190,9 +186,9 @@ def _check_shapes(called: _Called, teams: Teams) -> None:
         for name, value in keywords.items():
             if not isinstance(value, Tensor):
                 continue
-            fits = (
-                name in _OF_PATCHES and value.ndim in (2, 3) and value.shape[-2] == patches
-            ) or (name in _OF_PAIRS and value.ndim in (3, 4) and value.shape[-2:] == (every, every))
+            fits = (name in OF_PATCHES and value.ndim in (2, 3) and value.shape[-2] == patches) or (
+                name in OF_PAIRS and value.ndim in (3, 4) and value.shape[-2:] == (every, every)
+            )
             if not fits:
                 raise NoTeams(f"its blocks are given '{name}' {tuple(value.shape)}")
 
@@ -230,11 +226,11 @@ def plain_features(teams: Teams, tokens: Tensor, patches: Tensor) -> Tensor:
     """
     kept = torch.cat([torch.arange(teams.prefix), patches + teams.prefix])
     x = tokens[kept].unsqueeze(0)
-    with _positions_taken(teams.model, lambda bias: bias[..., kept, :][..., kept]):
+    with positions_taken(teams.model, lambda bias: bias[..., kept, :][..., kept]):
         for block, keywords in zip(teams.model.blocks, teams.keywords, strict=True):
             given = dict(keywords)
             for name, value in keywords.items():
-                if isinstance(value, Tensor) and name in _OF_PATCHES:
+                if isinstance(value, Tensor) and name in OF_PATCHES:
                     given[name] = value[..., patches, :]
                 elif isinstance(value, Tensor):
                     given[name] = value[..., kept, :][..., kept]
@@ -253,49 +249,3 @@ def _compare(how: str, got: Tensor, expected: Tensor) -> None:
     off = (got.double() - expected).square().mean().sqrt()
     if not bool(off <= _TOLERANCE * scale):
         raise NoTeams(f"{how} it gives another answer, by {float(off / scale):.0e} of its rms")
-
-
-def _taken(keywords: Mapping[str, Any], kept: Tensor, patches: Tensor) -> dict[str, Any]:
-    """A block's keywords for the rows of a batch: `kept` (B,t) of the tokens, `patches` (B,n)."""
-    taken = dict(keywords)
-    for name, value in keywords.items():
-        if isinstance(value, Tensor):
-            taken[name] = (
-                _of_patches(value, patches) if name in _OF_PATCHES else _of_pairs(value, kept)
-            )
-    return taken
-
-
-def _of_patches(values: Tensor, patches: Tensor) -> Tensor:
-    """(N,d) or (heads,N,d) taken at (B,n): (B,1,n,d) or (B,heads,n,d), as attention has them."""
-    if values.ndim == 2:
-        return values[patches].unsqueeze(1)
-    return values[:, patches].transpose(0, 1)
-
-
-def _of_pairs(bias: Tensor, kept: Tensor) -> Tensor:
-    """([1,]heads,T,T) taken at (B,t) on both axes: (B,heads,t,t)."""
-    count = bias.shape[-1]
-    pairs = kept[:, :, None] * count + kept[:, None, :]
-    flat = bias.reshape(bias.shape[-3], count * count)
-    return flat[:, pairs].transpose(0, 1)
-
-
-@contextlib.contextmanager
-def _positions_taken(model: Any, take: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within, attentions that add a bias of their own for each pair of tokens add ``take(bias)``.
-
-    timm's BEiT has it in a method of the attention, its ViTs with relative positions in a module.
-    """
-    with contextlib.ExitStack() as undo:
-        for module in model.modules():
-            for name in ("_get_rel_pos_bias", "get_bias"):
-                method = getattr(module, name, None)
-                if callable(method) and name not in vars(module):
-                    setattr(module, name, _then(method, take))
-                    undo.callback(delattr, module, name)
-        yield
-
-
-def _then(first: Callable[[], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-    return lambda: second(first())
