@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import vitcx
 from tests.export import tiny
 from vitcx.export import ModelSpec, export_model
 from vitcx.export.folders import folder_in_place_of
-from vitcx.export.graph import parity, team_graph, to_onnx
+from vitcx.export.graph import check_picture, parity, team_graph, to_onnx
+from vitcx.export.graph.check_picture import measure_tolerances
 from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
 from vitcx.runtime.bundle import Bundle, read_bundle
+from vitcx.runtime.check_record import read_record
 from vitcx.runtime.digests import sha256_of
+from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.errors import BundleError, InputError
 
 
@@ -50,11 +54,16 @@ def test_the_manifest_of_a_vit(vit_bundle: Bundle) -> None:
     assert (m.crop_fraction, m.crop_mode, m.interpolation) == (0.9, "center", "bicubic")
     assert m.class_names == tuple(f"class {i}" for i in range(tiny.CLASSES))
     assert m.distance_threshold == 0.1
-    files = ["model.onnx", "teams.onnx", "weights.data"]
+    files = ["check.npz", "model.onnx", "teams.onnx", "weights.data"]
     assert m.files == {name: sha256_of(vit_bundle.path / name) for name in files}
     assert m.token_grid == (4, 4)
     assert {"torch", "timm", "onnx"} <= m.versions.keys()
-    assert sorted(p.name for p in vit_bundle.path.iterdir()) == ["manifest.json", *files]
+    assert sorted(p.name for p in vit_bundle.path.iterdir()) == [
+        "check.npz",
+        "manifest.json",
+        *files[1:],
+    ]
+    assert m.check_tolerances == {}
     assert [p.name for p in vit_bundle.path.parent.iterdir()] == [vit_bundle.path.name]
 
 
@@ -64,6 +73,26 @@ def test_parity_is_recorded_with_its_tolerances(vit_bundle: Bundle) -> None:
     for name in ("probabilities_max_abs", "embedding_max_relative", "embedding_rms_relative"):
         limit = figures[f"{name.removesuffix('_max_abs')}_tolerance"]
         assert 0 <= figures[name] <= limit
+
+
+def test_what_torch_makes_of_a_picture_is_recorded_for_the_engines(vit_bundle: Bundle) -> None:
+    record = read_record(vit_bundle.path, vit_bundle.manifest)
+    assert record is not None
+    model = tiny.make("vit")
+    wrapped = WithEmbedding(model, find_site(model, "norm1", None, -1))
+    with torch.no_grad():
+        probabilities, embedding = wrapped(torch.from_numpy(record.images))
+    np.testing.assert_array_equal(record.probabilities, probabilities.numpy())
+    np.testing.assert_array_equal(record.embedding, embedding.numpy())
+    open_session(vit_bundle, "onnxruntime").close()
+
+
+def test_an_engine_may_be_as_far_off_as_export_has_measured(vit_bundle: Bundle) -> None:
+    record = read_record(vit_bundle.path, vit_bundle.manifest)
+    assert record is not None
+    assert measure_tolerances(vit_bundle, record) == {}
+    other = replace(record, embedding=record.embedding * np.float32(1.5))
+    assert measure_tolerances(vit_bundle, other) == {"fp32": pytest.approx(1.0, rel=1e-3)}
 
 
 def test_the_graph_holds_no_paths_or_traces(vit_bundle: Bundle) -> None:
@@ -156,7 +185,7 @@ def test_external_data_above_the_limit(
     monkeypatch.setattr(to_onnx, "_ONE_FILE_BYTES", 10)
     model, spec = custom
     bundle = export_model(model, tmp_path / "bundle", spec=spec)
-    assert set(bundle.manifest.files) == {"model.onnx", "model.onnx.data"}
+    assert set(bundle.manifest.files) == {"check.npz", "model.onnx", "model.onnx.data"}
     assert_runs_like(bundle, WithEmbedding(model, site_of_spec(model, spec)), 2)
     (bundle.path / "model.onnx.data").write_bytes(b"")
     with pytest.raises(BundleError, match=r"model\.onnx\.data"):
@@ -177,6 +206,7 @@ def quick(custom: tuple[nn.Module, ModelSpec], monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(team_graph, "write_onnx", write)
     monkeypatch.setattr(team_graph, "check_parity", lambda *arguments: {})
+    monkeypatch.setattr(check_picture, "measure_tolerances", lambda *arguments: {})
     yield lambda out, **options: export_model(model, out, spec=spec, **options)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -234,7 +264,7 @@ def test_folders_that_are_taken(quick: Any, tmp_path: Path) -> None:
         quick(taken)
     (taken / "stale").touch()
     quick(taken, force=True)
-    assert sorted(p.name for p in taken.iterdir()) == ["manifest.json", "model.onnx"]
+    assert sorted(p.name for p in taken.iterdir()) == ["check.npz", "manifest.json", "model.onnx"]
     (taken / "manifest.json").unlink()
     with pytest.raises(InputError, match="not empty and no bundle"):
         quick(taken, force=True)

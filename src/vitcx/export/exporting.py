@@ -139,6 +139,7 @@ def export_model(
     require_export_extra()
     import torch
 
+    from vitcx.export.graph.check_picture import measure_tolerances, record_check
     from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
     from vitcx.export.graph.finite import check_outputs, check_weights
     from vitcx.export.graph.heads import resolve_head
@@ -225,6 +226,7 @@ def export_model(
             if asked is not None and exact is folder:
                 share_weights(folder)
             say("comparing with torch")
+            record = record_check(folder, wrapped, preprocessing)
             parity = compare_graphs(exact, wrapped, asked, preprocessing, FLOAT32, pictures)
             manifest = Manifest(
                 **asdict(preprocessing),
@@ -248,6 +250,7 @@ def export_model(
                 parity=parity,
                 versions=_versions(),
             )
+            runnable = folder
             if chosen.write is not None:
                 say(f"converting to {precision}")
                 runnable = write_reduced(chosen, exact, folder, folder.parent, encoder)
@@ -269,7 +272,8 @@ def export_model(
                     lambda done, of: say(f"measuring {precision}: {done} of {of} images"),
                 )
                 manifest = replace(manifest, precision_figures=figures)
-            write_manifest(folder, manifest)
+            tolerances = measure_tolerances(Bundle(runnable, manifest), record)
+            write_manifest(folder, replace(manifest, check_tolerances=tolerances))
     finally:
         wrapped.close()
     return read_bundle(target)

@@ -15,6 +15,9 @@ graphs have their weights in ``weights.data``.
 In a reduced precision there is ``encoder.onnx`` too, the same model in float32. It runs once for a
 picture and gives the masks; ``model.onnx`` scores them. Clusters are cut at a threshold, so an
 embedding that is off by a little can give other masks, and with them another map.
+
+``check.npz`` holds one picture and what the model made of it at export: see
+`vitcx.runtime.check_record`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENCODER_NAME = "encoder.onnx"
+CHECK_NAME = "check.npz"
 TEAMS_NAME = "teams.onnx"
 # What graphs keep in common, where there are several.
 WEIGHTS_NAME = "weights.data"
@@ -105,6 +109,8 @@ class Manifest:
     head : one of `HEADS`, how scores come from the model's logits.
     target_kind : one of `TARGET_KINDS`, what a target is.
     token_grid : (h, w) of the tokens that `TEAMS_NAME` takes; None where there is no such graph.
+    check_tolerances : by precision, how far an engine's answers to the bundle's check may be from
+        the record (see `vitcx.runtime.check_record`), where that is not as usual.
     versions : of what made it.
     """
 
@@ -131,6 +137,7 @@ class Manifest:
     head: str = "softmax"
     target_kind: str = "class"
     token_grid: tuple[int, int] | None = None
+    check_tolerances: Mapping[str, float] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -161,11 +168,13 @@ class Manifest:
     def model_sha256(self) -> str:
         """What tells the model from another: the digest of its file, or of those of all its files.
 
-        Weights may lie beside the graph, and the encoder is a graph of its own.
+        Weights may lie beside the graph, and the encoder is a graph of its own. The check's record
+        is no part of the model.
         """
-        if len(self.files) == 1:
-            return self.files[MODEL_NAME]
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
+        files = {name: digest for name, digest in self.files.items() if name != CHECK_NAME}
+        if len(files) == 1:
+            return files[MODEL_NAME]
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property

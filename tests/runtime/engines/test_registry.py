@@ -63,6 +63,7 @@ def table(monkeypatch):
                 Engine(name, "gpu", lambda device, s=status: s, open, on_gpu=name.startswith("gpu"))
             )
         monkeypatch.setattr(engines, "ENGINES", tuple(made))
+        monkeypatch.setattr(engines, "check_session", lambda session, bundle: None)
 
     return replace
 

@@ -8,6 +8,7 @@ what it took and why not the others. It never changes the precision.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from numbers import Integral
 from typing import Any
@@ -18,6 +19,7 @@ from vitcx.runtime.engines.cpu import onnxruntime_engine, openvino_engine
 from vitcx.runtime.engines.engine import Engine, EngineStatus, SessionOptions
 from vitcx.runtime.engines.ort_cuda import engine as cuda_engine
 from vitcx.runtime.engines.session import Session
+from vitcx.runtime.engines.session_check import check_session
 from vitcx.runtime.engines.tensorrt import engine as tensorrt_engine
 from vitcx.runtime.errors import EngineError, InputError
 
@@ -47,6 +49,8 @@ def open_session(
     threads: int | None = None,
     batch_size: int | None = None,
     device: int | None = None,
+    *,
+    check: bool = True,
 ) -> Session:
     """A session of the bundle on an engine.
 
@@ -58,13 +62,17 @@ def open_session(
     batch_size : rows of a mask batch; None takes the engine's default.
     device : index of the GPU; None takes the first, or the CPU. With a number, ``auto`` takes GPU
         engines alone.
+    check : whether the session has to pass the bundle's check (see `session_check`).
 
     Raises
     ------
     InputError
         If there is no such engine, or an option cannot be used.
+    BundleError
+        If the graph is not the manifest's, or gives what is no answer.
     EngineError
-        If the engine asked for cannot run here, or none can.
+        If the engine asked for cannot run here or computes something else than the bundle's model,
+        or if none can.
     MissingExtraError
         If its library is not installed.
     """
@@ -76,7 +84,9 @@ def open_session(
     on_gpu = [known for known in ENGINES if known.on_gpu]
     if engine == "auto":
         choices = ENGINES if options.device is None else on_gpu
-        return _open_automatic(bundle, options, [known for known in choices if known.automatic])
+        return _open_automatic(
+            bundle, options, [known for known in choices if known.automatic], check
+        )
     for known in ENGINES:
         if known.name == engine:
             break
@@ -88,7 +98,7 @@ def open_session(
             f"device is {options.device} and the engine {engine!r} runs on the CPU: leave it out, "
             f"or take one of {', '.join(other.name for other in on_gpu)}"
         )
-    return known.open(bundle, options)
+    return _open(known, bundle, options, check)
 
 
 def _whole(name: str, value: Any, least: int) -> int | None:
@@ -99,7 +109,22 @@ def _whole(name: str, value: Any, least: int) -> int | None:
     return int(value)
 
 
-def _open_automatic(bundle: Bundle, options: SessionOptions, choices: list[Engine]) -> Session:
+def _open(engine: Engine, bundle: Bundle, options: SessionOptions, check: bool) -> Session:
+    """A session, which has shown that it computes the bundle's model if `check` is set."""
+    session = engine.open(bundle, options)
+    try:
+        if check:
+            check_session(session, bundle)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to see
+            session.close()
+        raise
+    return session
+
+
+def _open_automatic(
+    bundle: Bundle, options: SessionOptions, choices: list[Engine], check: bool
+) -> Session:
     refused: list[str] = []
     failure: Exception | None = None
     for engine in choices:
@@ -108,7 +133,7 @@ def _open_automatic(bundle: Bundle, options: SessionOptions, choices: list[Engin
             refused.append(f"{engine.name}: {status.reason}")
             continue
         try:
-            session = engine.open(bundle, options)
+            session = _open(engine, bundle, options, check)
         except Exception as error:  # whatever a device's libraries raise: the next engine may work
             failure = error
             reason = first_line(error)
