@@ -125,7 +125,8 @@ class Explainer(Closing):
         Raises
         ------
         Exception
-            What the engine raised, if it failed: that is no fault of a picture.
+            What the engine raised, if it failed, or what `images` raised: neither is a fault of a
+            picture. The pictures before have been yielded.
         """
         template = self.request(None, targets, **settings)
         return self.explain_requests(replace(template, image=image) for image in images)
@@ -140,7 +141,10 @@ class Explainer(Closing):
                 if error is None:
                     yield ticket.result()
                 elif ticket.engine_failed or not isinstance(error, Exception):
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error, ticket  # the traceback has this frame: they would be a ring
                 else:
                     yield error
 
@@ -190,7 +194,10 @@ def _raising(results: Generator[Explanation | Exception, None, None]) -> Iterato
     with contextlib.closing(results):
         for result in results:
             if isinstance(result, Exception):
-                raise result
+                try:
+                    raise result
+                finally:
+                    del result  # as in `explain_requests`
             yield result
 
 

@@ -183,7 +183,7 @@ def test_a_picture_that_fails_fails_alone(explainer: Explainer, tmp_path) -> Non
     ]
     results = list(explainer.try_explain_many(pictures))
     kinds = [type(result).__name__ for result in results]
-    assert kinds[:4] == ["Explanation", "InputError", "InputError", "EngineError"]
+    assert kinds[:4] == ["Explanation", "InputError", "InputError", "NoAnswerError"]
     assert kinds[5] == "Explanation"
     assert isinstance(results[4], Exception)
     assert "NaN" in str(results[3])

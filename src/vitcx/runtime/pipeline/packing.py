@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.host.blend import MOST_ROWS, Perturbation
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.errors import EngineError
 
 FloatArray = NDArray[np.float32]
 # What rows must share to be in one batch: what they are made of, and its sizes.
@@ -144,8 +145,21 @@ class PackedBatch:
         return list(dict.fromkeys(scoring for scoring, _, _ in self.owners))
 
     def deliver(self, scores: Scores) -> list[Scoring]:
-        """Give every row's scores to its picture; returns those whose last row this was."""
+        """Give every row's scores to its picture; returns those whose last row this was.
+
+        Raises
+        ------
+        EngineError
+            There are fewer rows or classes than were asked for: nothing is delivered.
+        """
         rows = self.batch.rows
+        most = max((int(s.targets.max(initial=0)) for s in self.scorings), default=0)
+        found = scores.probabilities.shape
+        if len(found) != 2 or found[0] < rows or found[1] <= most:
+            raise EngineError(
+                f"the engine gave scores {found} for {rows} rows and classes up to {most}: export "
+                "the model again, or take another engine"
+            )
         for row, (scoring, mask, kind) in enumerate(self.owners):
             scoring.finish_row(kind, mask, scores.probabilities[row])
             scoring.seconds["blend"] += scores.blend_seconds / rows

@@ -21,38 +21,25 @@ as they come (a server)
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import wait
 from functools import partial
-from typing import Any, Protocol
 
 from vitcx.kernels.closing import Closing
-from vitcx.runtime.engines.session import Scores, Session
-from vitcx.runtime.explanation import Explanation
-from vitcx.runtime.pipeline.packing import PackedBatch, Scoring
+from vitcx.kernels.errors import first_line
+from vitcx.runtime.engines.session import Scores, check_process
+from vitcx.runtime.errors import EngineError
+from vitcx.runtime.pipeline.runner import Runner, Stages, without_frames
 from vitcx.runtime.pipeline.ticket import Ticket
-from vitcx.runtime.pipeline.work_queue import Agenda, Encode, Entry, Place, Prepare, Score
+from vitcx.runtime.pipeline.work import Place
+from vitcx.runtime.pipeline.work_queue import Encode, Prepare, Score, WorkQueue
+from vitcx.runtime.settings import Request
 
-
-class Stages(Protocol):
-    """What the pipeline does to a picture. `work` is whatever `prepare` returns."""
-
-    session: Session
-
-    def prepare(self, request: Any) -> Any:
-        """Read a picture. Runs on any thread, as do the others."""
-
-    def encode(self, works: list[Any]) -> None:
-        """Run the engine on these pictures and keep its answers in them."""
-
-    def plan(self, work: Any) -> Scoring:
-        """Masks and targets: the rows to score."""
-
-    def finish(self, work: Any) -> Explanation:
-        """The explanation, from the scores."""
+log = logging.getLogger("vitcx")
 
 
 class Pipeline(Closing):
@@ -81,19 +68,18 @@ class Pipeline(Closing):
         on_batch: Callable[[int, Scores], None] | None = None,
     ) -> None:
         self.limit = limit
-        self._stages = stages
-        self._on_batch = on_batch
-        self._changed = threading.Condition()  # its lock is held around every use of the agenda
-        self._agenda = Agenda(
+        self._changed = threading.Condition()  # its lock is held around every use of the queue
+        self._queue = WorkQueue(
             stages.session,
             limit=limit,
             scorers=scorers,
             encode_size=encode_size,
             in_order=in_order,
         )
+        self._process = os.getpid()
         self._closed = False
-        self._engine_error: Exception | None = None
-        self._calls: dict[object, float] = {}  # when the engine's running calls began
+        self._failure: Exception | None = None  # of a thread that has died
+        self._runner = Runner(stages, self._queue, self._changed, on_batch)
         self._threads = [
             threading.Thread(target=self._work, name=f"vitcx-{i}", daemon=True)
             for i in range(workers)
@@ -104,60 +90,93 @@ class Pipeline(Closing):
     @property
     def engine_error(self) -> Exception | None:
         """Why the engine's latest call failed; None if it did not."""
-        return self._engine_error
+        return self._runner.engine_error
 
     @property
     def engine_seconds(self) -> float:
         """How long the longest of the engine's running calls has taken; 0 if none runs."""
-        starts = list(self._calls.values())
-        return time.monotonic() - min(starts) if starts else 0.0
+        return self._runner.engine_seconds
 
     @property
     def alive(self) -> bool:
         """Whether it is open and each of its threads works."""
-        return not self._closed and all(thread.is_alive() for thread in self._threads)
+        if self._closed or self._failure is not None:
+            return False
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
         """Pictures that nothing has been done to yet."""
         with self._changed:
-            return sum(entry.place == Place.WAITING for entry in self._agenda.line)
+            return sum(work.place == Place.WAITING for work in self._queue.line)
 
     @property
     def pending_rows(self) -> int:
         """Rows that wait for a batch."""
-        return self._agenda.packer.pending_rows
+        return self._queue.packer.pending_rows
 
-    def submit(self, request: Any) -> Ticket:
-        """Queue a picture and return at once; it is held as it is until its turn comes."""
+    def submit(self, request: Request) -> Ticket:
+        """Queue a picture and return at once; it is held as it is until its turn comes.
+
+        Where a thread has died, the ticket has its error already.
+
+        Raises
+        ------
+        RuntimeError
+            The pipeline is closed.
+        EngineError
+            It was opened in another process.
+        """
+        check_process(self._process)
         ticket = Ticket()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pipeline is closed")
-            ticket.on_cancel = partial(self._drop, self._agenda.add(request, ticket))
-            self._changed.notify()
+            failure = self._failure
+            if failure is None:
+                ticket.on_cancel = partial(self._runner.drop, self._queue.add(request, ticket))
+                self._changed.notify()
+        if failure is not None:
+            ticket.engine_failed = ticket.claim()
+            ticket.set_exception(failure)
         return ticket
 
     def end(self) -> None:
         """Say that no more is coming: what is left runs in a short batch."""
         with self._changed:
-            self._agenda.ended = True
+            self._queue.ended = True
             self._changed.notify_all()
 
     def run(self) -> None:
         """Work in this thread until there is nothing left to do."""
-        while True:
-            with self._changed:
-                job = self._next_job()
-            if job is None:
-                return
-            self._do(job)
+        try:
+            while True:
+                with self._changed:
+                    action = self._next_action()
+                if action is None:
+                    return
+                self._runner.do(action)
+        except BaseException as error:
+            self._stop(error)
+            raise
 
-    def stream(self, requests: Iterable[Any]) -> Iterator[Ticket]:
-        """Submit requests no faster than `limit` allows; yields their done tickets in order."""
+    def stream(self, requests: Iterable[Request]) -> Iterator[Ticket]:
+        """Submit requests no faster than `limit` allows; yields their done tickets in order.
+
+        What `requests` raises is raised when the pictures before it are done.
+        """
         tickets: deque[Ticket] = deque()
-        for request in requests:
+        source, failure = iter(requests), None
+        while True:
+            try:
+                request = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
             tickets.append(self.submit(request))
+            del request  # the picture is the pipeline's
             if not self._threads:
                 self.run()
             while tickets and (tickets[0].done() or len(tickets) >= self.limit):
@@ -167,14 +186,21 @@ class Pipeline(Closing):
             self.run()
         while tickets:
             yield _wait(tickets.popleft())
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame
 
     def close(self) -> None:
         """Cancel what is not done and stop the threads. Twice does no harm."""
+        if os.getpid() != self._process:
+            return  # the threads are the other process's
         with self._changed:
             self._closed = True
-            entries = list(self._agenda.open.values())
-        for entry in entries:
-            entry.ticket.cancel()
+            works = list(self._queue.open.values())
+        for work in works:
+            work.ticket.cancel()
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
@@ -182,136 +208,46 @@ class Pipeline(Closing):
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _next_job(self) -> Prepare | Encode | Score | None:
-        return None if self._closed else self._agenda.next_job()
-
-    # ---- doing it; the lock is not held
+    def _next_action(self) -> Prepare | Encode | Score | None:
+        stopped = self._closed or self._failure is not None
+        return None if stopped else self._queue.next_action()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while (job := self._next_job()) is None and not self._closed:
-                    self._changed.wait()
-            if job is None:
-                return
-            self._do(job)
-            del job  # it holds a picture, and the next may be long in coming
-
-    def _do(self, job: Prepare | Encode | Score) -> None:
-        match job:
-            case Prepare(entry):
-                self._prepare(entry)
-            case Encode(group):
-                self._encode(group)
-            case Score(packed):
-                self._score(packed)
-
-    @contextmanager
-    def _engine_call(self) -> Iterator[None]:
-        call = object()
-        self._calls[call] = time.monotonic()
         try:
-            yield
-        finally:
-            del self._calls[call]
+            while (action := self._wait_for_action()) is not None:
+                self._runner.do(action)
+                del action  # it holds a picture, and the next may be long in coming
+        except BaseException as error:  # no picture's fault, nor the engine's: see `_stop`
+            log.error("the pipeline stops: %s", first_line(error), exc_info=error)
+            self._stop(error)
 
-    def _prepare(self, entry: Entry) -> None:
-        try:
-            work = self._stages.prepare(entry.request)
-        except Exception as error:  # whatever it is, it is this picture's alone
-            self._fail(entry, error)
-            return
+    def _wait_for_action(self) -> Prepare | Encode | Score | None:
+        """What to do next; None where nothing is ever to be done again."""
         with self._changed:
-            entry.request = None
-            entry.work = work
-            entry.place = Place.PREPARED
-            self._changed.notify_all()
+            while (action := self._next_action()) is None:
+                if self._closed or self._failure is not None:
+                    return None
+                self._changed.wait()
+            return action
 
-    def _encode(self, group: list[Entry]) -> None:
-        failure: Exception | None = None
-        try:
-            with self._engine_call():
-                self._stages.encode([entry.work for entry in group])
-        except Exception as error:
-            failure = error
-        self._engine_error = failure
-        for entry in group:
-            if failure is not None:
-                self._fail(entry, failure, engine=True)
-            elif not entry.closed:
-                self._plan(entry)
-        with self._changed:
-            without_rows = self._agenda.encoded()
-            self._changed.notify_all()
-        for entry in without_rows:
-            self._finish(entry)
+    def _stop(self, error: BaseException) -> None:
+        """A thread dies of what nobody expected: every ticket ends, with this error.
 
-    def _plan(self, entry: Entry) -> None:
-        try:
-            scoring = self._stages.plan(entry.work)
-        except Exception as error:
-            self._fail(entry, error)
-            return
-        with self._changed:
-            entry.scoring = scoring
-            entry.place = Place.PLANNED
-
-    def _score(self, packed: PackedBatch) -> None:
-        try:
-            with self._engine_call():
-                scores = self._stages.session.score_rows(packed.batch)
-        except Exception as error:
-            self._engine_error = error
-            with self._changed:
-                hit = self._agenda.lost(packed)
-            for entry in hit:
-                self._fail(entry, error, engine=True)
-            return
-        self._engine_error = None
-        if self._on_batch is not None:
-            self._on_batch(packed.batch.rows, scores)
-        with self._changed:
-            finished = self._agenda.scored(packed, scores)
-            self._changed.notify_all()
-        for entry in finished:
-            self._finish(entry)
-
-    def _finish(self, entry: Entry) -> None:
-        try:
-            result = self._stages.finish(entry.work)
-        except Exception as error:
-            self._fail(entry, error)
-            return
-        if self._settle(entry):
-            entry.ticket.set_result(result)
-
-    def _fail(self, entry: Entry, error: Exception, *, engine: bool = False) -> None:
-        if self._settle(entry):
-            entry.ticket.engine_failed = engine
-            entry.ticket.set_exception(error)
-
-    def _settle(self, entry: Entry) -> bool:
-        """Let go of a picture; whether its ticket still wants an answer.
-
-        The answer is given without the lock: it calls whoever waits for it.
+        What the thread had in hand is in a state that nobody knows, so no other goes on.
         """
+        failure = without_frames(error)
+        if not isinstance(failure, Exception):  # such as SystemExit, which is not the waiter's
+            ended = EngineError(f"a thread of the pipeline has ended: {first_line(error)}")
+            ended.__cause__ = failure
+            failure = ended
         with self._changed:
-            settled, entry.settled = entry.settled, True
-            self._release(entry)
-        if settled:  # two batches of one picture can fail at a time
-            return False
-        entry.request = entry.work = entry.scoring = entry.ticket.on_cancel = None
-        return entry.ticket.set_running_or_notify_cancel()
-
-    def _drop(self, entry: Entry) -> None:
-        with self._changed:
-            self._release(entry)
-
-    def _release(self, entry: Entry) -> None:
-        self._agenda.release(entry)
-        self._changed.notify_all()
+            self._failure = self._failure or failure
+            works = list(self._queue.unsettled.values())
+            self._changed.notify_all()
+        for work in works:
+            self._runner.fail(work, failure, engine=True)
 
 
 def _wait(ticket: Ticket) -> Ticket:
-    ticket.exception()
+    wait([ticket])
     return ticket

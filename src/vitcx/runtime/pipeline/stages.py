@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import metadata
 
 import numpy as np
@@ -21,34 +21,17 @@ from vitcx.runtime.engines.session import Session
 from vitcx.runtime.errors import BundleError, InputError, NoAnswerError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.method.aggregation import aggregate, coverage_of
-from vitcx.runtime.method.estimators.estimator import Estimator
 from vitcx.runtime.method.estimators.teams import make_teams, team_order, team_size
 from vitcx.runtime.method.registry import METHODS
-from vitcx.runtime.pictures.preprocess import Prepared, prepare
+from vitcx.runtime.pictures.preprocess import prepare
 from vitcx.runtime.pipeline.packing import PixelRows, Scoring, TokenRows
+from vitcx.runtime.pipeline.work import Work
 from vitcx.runtime.settings import Request, Settings
 from vitcx.runtime.targets import resolve_targets
 
 log = logging.getLogger("vitcx")
 
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(eq=False)
-class Pending:
-    """A picture on its way; `Steps.encode` and `Steps.plan` fill what is not there yet."""
-
-    request: Request
-    prepared: Prepared
-    seconds: dict[str, float]
-    probabilities: FloatArray = field(init=False)
-    embedding: FloatArray = field(init=False)
-    tokens: FloatArray | None = None
-    targets: tuple[int, ...] = field(init=False)
-    masks: FloatArray = field(init=False)
-    teams: FloatArray | None = None
-    estimator: Estimator = field(init=False)
-    scoring: Scoring = field(init=False)
 
 
 class Steps:
@@ -65,15 +48,13 @@ class Steps:
         self.session = session
         self._encoder = manifest.encoder
 
-    def prepare(self, request: Request) -> Pending:
+    def prepare(self, work: Work) -> None:
         """The picture as the model's input."""
         start = time.perf_counter()
-        prepared = prepare(request.image, self.manifest)
-        seconds: dict[str, float] = {}
-        _lap(seconds, "preprocess", start)
-        return Pending(request, prepared, seconds)
+        work.prepared = prepare(work.request.image, self.manifest)
+        _lap(work.seconds, "preprocess", start)
 
-    def encode(self, works: list[Pending]) -> None:
+    def encode(self, works: list[Work]) -> None:
         """Probabilities and embeddings of some pictures, in one call of the engine."""
         start = time.perf_counter()
         images = np.stack([work.prepared.pixels for work in works])
@@ -89,7 +70,7 @@ class Steps:
             work.tokens = None if tokens is None else tokens[i]
             work.seconds["encode"] = seconds
 
-    def plan(self, work: Pending) -> Scoring:
+    def plan(self, work: Work) -> None:
         """The targets and the masks: what is to be scored."""
         start = time.perf_counter()
         settings = work.request.settings
@@ -111,9 +92,8 @@ class Steps:
             targets=np.asarray(work.targets, dtype=np.int64),
         )
         _lap(work.seconds, "masks", start)
-        return work.scoring
 
-    def _rows(self, work: Pending, settings: Settings) -> PixelRows | TokenRows:
+    def _rows(self, work: Work, settings: Settings) -> PixelRows | TokenRows:
         """What is shown to the model for each mask."""
         masks, estimator = work.masks, work.estimator
         noise_std = settings.noise_std if estimator.noisy else 0.0
@@ -130,7 +110,7 @@ class Steps:
         patches = {KEPT: np.sort(kept, axis=1), DROPPED: np.sort(dropped, axis=1)}
         return TokenRows(tokens, {kind: patches[kind] for kind in estimator.kinds})
 
-    def _tokens(self, work: Pending, settings: Settings) -> FloatArray | None:
+    def _tokens(self, work: Work, settings: Settings) -> FloatArray | None:
         """The picture's tokens, if teams are made of them; None if they are made of pixels."""
         if settings.hidden == "pixels":
             return None
@@ -157,7 +137,7 @@ class Steps:
                 "export the model again"
             )
 
-    def finish(self, work: Pending) -> Explanation:
+    def finish(self, work: Work) -> Explanation:
         """Everything after the last forward pass."""
         start = time.perf_counter()
         scoring, targets, settings = work.scoring, work.targets, work.request.settings
@@ -192,7 +172,7 @@ class Steps:
             target_kind=self.manifest.target_kind,
         )
 
-    def _map(self, work: Pending, impacts: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _map(self, work: Work, impacts: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Saliency (T,H,W) and coverage (H,W)."""
         settings, size = work.request.settings, self.manifest.input_size
         method = METHODS[settings.method]

@@ -8,56 +8,27 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
+from itertools import islice
 
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.pipeline.packing import PackedBatch, Packer, Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
-
-
-class Place(IntEnum):
-    """How far a picture has come."""
-
-    WAITING, PREPARING, PREPARED, ENCODING, PLANNED = range(5)
-
-
-@dataclass(eq=False)
-class Entry:
-    """A picture on its way.
-
-    Attributes
-    ----------
-    work : whatever `Stages.prepare` returned.
-    scoring : its rows, once its masks are known.
-    held : counted among the pictures in memory.
-    closed : done or cancelled: whoever has it at hand lets it go.
-    settled : its ticket has its answer, or wants none.
-    """
-
-    request: Any
-    index: int
-    ticket: Ticket
-    place: Place = Place.WAITING
-    work: Any = None
-    scoring: Scoring | None = None
-    held: bool = False
-    closed: bool = False
-    settled: bool = False
+from vitcx.runtime.pipeline.work import Place, Work
+from vitcx.runtime.settings import Request
 
 
 @dataclass(frozen=True)
 class Prepare:
     """Read a picture."""
 
-    entry: Entry
+    work: Work
 
 
 @dataclass(frozen=True)
 class Encode:
     """Encode pictures in one call of the engine, and find their masks."""
 
-    group: list[Entry]
+    group: list[Work]
 
 
 @dataclass(frozen=True)
@@ -67,7 +38,7 @@ class Score:
     packed: PackedBatch
 
 
-class Agenda:
+class WorkQueue:
     """The pictures on their way.
 
     Parameters
@@ -82,6 +53,7 @@ class Agenda:
     ----------
     open : every picture whose rows are not all scored, by its index, in order of submission.
     line : of those, the ones whose rows the packer does not have yet.
+    unsettled : every picture whose ticket has no answer yet, by its index.
     ended : no more is coming.
     """
 
@@ -90,9 +62,10 @@ class Agenda:
     ) -> None:
         self.limit = limit
         self.packer = Packer(session)
-        self.open: dict[int, Entry] = {}
-        self.line: deque[Entry] = deque()
-        self._by_scoring: dict[Scoring, Entry] = {}  # of `open`, the ones whose rows the packer has
+        self.open: dict[int, Work] = {}
+        self.line: deque[Work] = deque()
+        self.unsettled: dict[int, Work] = {}
+        self._by_scoring: dict[Scoring, Work] = {}  # of `open`, the ones whose rows the packer has
         self._held = 0  # pictures in memory: from preparation to result
         self._scoring = 0
         self._encoding = 0
@@ -102,15 +75,15 @@ class Agenda:
         self._encode_size = min(encode_size, limit)
         self._in_order = in_order
 
-    def add(self, request: Any, ticket: Ticket) -> Entry:
+    def add(self, request: Request, ticket: Ticket) -> Work:
         """Put a picture at the end of the line."""
-        entry = Entry(request, self._submitted, ticket)
+        work = Work(request, self._submitted, ticket)
         self._submitted += 1
-        self.open[entry.index] = entry
-        self.line.append(entry)
-        return entry
+        self.open[work.index] = self.unsettled[work.index] = work
+        self.line.append(work)
+        return work
 
-    def next_job(self) -> Prepare | Encode | Score | None:
+    def next_action(self) -> Prepare | Encode | Score | None:
         """The most urgent thing that can be done now; it is then in hand."""
         free = self._scoring < self._scorers
         if free and self.packer.is_full:
@@ -119,67 +92,73 @@ class Agenda:
         if group := self._take_group(stalled):
             return Encode(group)
         if self._held < self.limit:
-            for entry in self.line:
-                if entry.place == Place.WAITING:
-                    entry.place = Place.PREPARING
-                    entry.held = True
+            for work in self.line:
+                if work.place == Place.WAITING:
+                    work.place = Place.PREPARING
+                    work.held = True
                     self._held += 1
-                    return Prepare(entry)
+                    return Prepare(work)
         if free and stalled and self.packer.pending_rows:
             return self._take_batch()
         return None
 
-    def encoded(self) -> list[Entry]:
+    def encoded(self) -> list[Work]:
         """An encoding is over: planned rows can be scored. Returns the pictures that have none."""
         self._encoding -= 1
-        without_rows: list[Entry] = []
-        kept: deque[Entry] = deque()
+        without_rows: list[Work] = []
+        kept: deque[Work] = deque()
         while self.line:
-            entry = self.line.popleft()
-            if entry.scoring is None:
-                kept.append(entry)
+            work = self.line.popleft()
+            if not work.is_planned:
+                kept.append(work)
                 if self._in_order:
                     break
-            elif entry.scoring.done:
-                del self.open[entry.index]
-                without_rows.append(entry)
+            elif work.scoring.done:
+                del self.open[work.index]
+                without_rows.append(work)
             else:
-                self._by_scoring[entry.scoring] = entry
-                self.packer.add(entry.scoring)
+                self._by_scoring[work.scoring] = work
+                self.packer.add(work.scoring)
         self.line = kept + self.line
         return without_rows
 
-    def scored(self, packed: PackedBatch, scores: Scores) -> list[Entry]:
-        """A batch is scored: its rows get their scores. Returns the pictures that are complete."""
-        self._scoring -= 1
+    def scored(self, packed: PackedBatch, scores: Scores) -> list[Work]:
+        """A batch is scored: its rows get their scores. Returns the pictures that are complete.
+
+        If it raises, the batch is `lost`.
+        """
         # A cancelled picture's rows are scored if they were packed already, and belong to none.
         finished = [
             self._by_scoring.pop(scoring)
             for scoring in packed.deliver(scores)
             if scoring in self._by_scoring
         ]
-        for entry in finished:
-            del self.open[entry.index]
+        for work in finished:
+            del self.open[work.index]
+        self._scoring -= 1
         return finished
 
-    def lost(self, packed: PackedBatch) -> list[Entry]:
+    def lost(self, packed: PackedBatch) -> list[Work]:
         """A batch failed. Returns the pictures that had a row in it."""
         self._scoring -= 1
         return [
             self._by_scoring[scoring] for scoring in packed.scorings if scoring in self._by_scoring
         ]
 
-    def release(self, entry: Entry) -> None:
-        """Take a picture out of every queue and give its place free."""
-        entry.closed = True
-        self.open.pop(entry.index, None)
-        if entry in self.line:
-            self.line.remove(entry)
-        if entry.scoring is not None:
-            self.packer.cancel(entry.scoring)
-            self._by_scoring.pop(entry.scoring, None)
-        if entry.held:
-            entry.held = False
+    def release(self, work: Work) -> None:
+        """Take a picture out of every queue and give its place free. Twice does no harm."""
+        if work.closed:
+            return
+        work.closed = True
+        self.unsettled.pop(work.index, None)
+        self.open.pop(work.index, None)
+        if work in self.line:
+            self.line.remove(work)
+        if work.is_planned:
+            self.packer.cancel(work.scoring)
+            self._by_scoring.pop(work.scoring, None)
+        if work.held:
+            work.held = False
             self._held -= 1
 
     def _take_batch(self) -> Score:
@@ -192,18 +171,25 @@ class Agenda:
             return False
         if not self._in_order:
             return self._encoding == 0
-        if any(entry.place != Place.PREPARED for entry in self.line):
-            return False  # what is on its way may fill the batch
+        for work in self.line:
+            if work.place == Place.WAITING and self._window_is_full():
+                break  # neither this one nor those behind it come before a batch has run
+            if work.place != Place.PREPARED:
+                return False  # what is on its way may fill the batch
         first = next(iter(self.open), self._submitted)
         return self.ended or self._submitted - first >= self.limit
 
-    def _take_group(self, stalled: bool) -> list[Entry]:
+    def _window_is_full(self) -> bool:
+        """Whether the pictures whose rows are not all scored are as many as may be held."""
+        return sum(work.held for work in islice(self.open.values(), self.limit)) >= self.limit
+
+    def _take_group(self, stalled: bool) -> list[Work]:
         """The next pictures to encode together, or none."""
-        group: list[Entry] = []
-        for entry in self.line:
-            if entry.place == Place.PREPARED:
-                group.append(entry)
-            elif self._in_order and entry.place < Place.PREPARED:
+        group: list[Work] = []
+        for work in self.line:
+            if work.place == Place.PREPARED:
+                group.append(work)
+            elif self._in_order and work.place < Place.PREPARED:
                 break  # its turn comes first
             if len(group) == self._encode_size:
                 break
@@ -211,6 +197,6 @@ class Agenda:
             return []
         if group:
             self._encoding += 1
-        for entry in group:
-            entry.place = Place.ENCODING
+        for work in group:
+            work.place = Place.ENCODING
         return group
