@@ -58,7 +58,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job ended: pictures by fate, and seconds are the caller's to measure."""
+    """How a job ended: pictures by fate; seconds are the caller's to measure."""
 
     pictures: int
     explained: int
@@ -179,9 +179,8 @@ class Job(Closing):
         """Refuse to write to a folder that is no longer this job's."""
         path = self._out / JOB_NAME
         if not self._written.is_there(path):
-            raise OutputLostError(
-                f"'{path}' was removed or changed while the job ran: {self._remedy()}"
-            )
+            why = f"'{path}' was removed or changed while the job ran"
+            raise OutputLostError(f"{why}: {self._remedy()}")
 
     def _remedy(self) -> str:
         if self._written.is_there(self._out / JOB_NAME):
