@@ -343,27 +343,3 @@ class FakeCore:
         assert config.grid[1] == count
         assert 1 <= config.grid[2] <= channels
         self._shim("blend_arguments", *a)
-
-    def _normalise(self, config, a):
-        self._shim("normalise", *a[:3], config.grid[0], *a[3:])
-
-    def _gram_apply(self, config, a):
-        self._covers(config, a[4] * a[5] * a[6])
-        self._shim("gram_apply", *a)
-
-    def _cosine_distance(self, config, a):
-        self._covers(config, a[2])
-        assert config.grid[1] == a[2] - 1
-        self._shim("cosine_distance", *a)
-
-    def _cluster_masks(self, config, a):
-        self._shim("cluster_masks", *a[:4], config.grid[0], *a[4:])
-
-    def _weighted_masks(self, config, a):
-        self._covers(config, a[5])
-        assert config.grid[1] == a[3] + 1
-        self._shim("weighted_masks", *a)
-
-    def _saliency(self, config, a):
-        self._covers(config, a[6] * a[7])
-        self._shim("saliency", *a)

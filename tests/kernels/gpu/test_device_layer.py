@@ -16,11 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import squareform
 
 from tests.kernels.gpu import fake_cuda
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
-from vitcx.kernels.gpu import arrays, cublas, cuda_modules, mask_space
+from vitcx.kernels.gpu import arrays, cublas, cuda_modules
 from vitcx.kernels.gpu.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.gpu.blending import (
     PERTURBATION_DTYPE,
@@ -31,12 +30,9 @@ from vitcx.kernels.gpu.blending import (
 )
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.launcher import KernelLauncher
-from vitcx.kernels.gpu.mask_space import MaskSpace, cluster_members
+from vitcx.kernels.gpu.mask_space import cluster_members
 from vitcx.kernels.gpu.streams import as_stream, stream_handle
-from vitcx.kernels.host.blend import DROPPED, MASKED, NOISY, Perturbation, blend
-from vitcx.kernels.host.noise import NoiseCache
-from vitcx.runtime.method.aggregation import aggregate
-from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
+from vitcx.kernels.host.blend import DROPPED, MASKED, NOISY, Perturbation
 
 # As in test_blend and test_masks_and_aggregation.
 BLEND_TOLERANCE = 2e-6
@@ -472,32 +468,6 @@ def test_blend_grid(perturbations, resident, expected):
     assert blend_grid((224, 224), 3, perturbations, resident) == expected
 
 
-@pytest.mark.parametrize("size", [(16, 24), (9, 13)])
-@pytest.mark.parametrize("on_device", [False, True])
-def test_blender_is_the_twin(size, on_device, core):
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(1 if on_device else 2, 3, *size)).astype(np.float32)
-    masks = generator.random((3, 4, 5), dtype=np.float32)
-    perturbations = [
-        Perturbation(i % len(images), i, i, 11, 0.1, ((MASKED, 2 * i), (DROPPED, 2 * i + 1)), i > 1)
-        for i in range(3)
-    ]
-    expected = np.empty((6, 3, *size), np.float32)
-    blend(images, masks, perturbations, expected, NoiseCache())
-    device = Gpu()
-    stream = device.new_stream()
-    with (
-        Blender(device, KernelLauncher(device), stream) as blender,
-        device.allocate(expected.shape, np.float32, stream) as out,
-    ):
-        given = [accept(Interface(images[0]))] if on_device else list(images)
-        for _ in range(2):  # the second call reuses the buffers
-            blender.blend(given, list(masks), perturbations, out)
-        result = device.download(out, stream)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
-    assert fake_cuda.Buffer.live == 0
-
-
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("grid", [(4, 5), (9, 10)])
 def test_what_is_reserved_is_enough_for_any_batch_of_so_many_rows(core, rows, grid):
@@ -552,59 +522,6 @@ def test_a_batch_of_the_wrong_shape_is_refused(core):
         out = device.allocate(shape, held, stream)
         with pytest.raises(DeviceArrayError, match="batch of shape"):
             blend_rows(KernelLauncher(device), images, masks, perturbations, out, stream)
-
-
-class FakeCublas:
-    """The one product, with NumPy."""
-
-    def inner_products(self, left, right, out, stream):
-        a, b = (as_numpy(m).reshape(m.shape[0], -1) for m in (left, right))
-        as_numpy(out)[...] = a @ b.T
-
-    def close(self):
-        pass
-
-
-def as_numpy(array):
-    kind = np.ctypeslib.as_ctypes_type(array.dtype) * (array.nbytes // array.dtype.itemsize)
-    return np.frombuffer(kind.from_address(array.pointer), array.dtype).reshape(array.shape)
-
-
-def test_mask_space_is_the_numpy_modules(core, monkeypatch):
-    monkeypatch.setattr(mask_space, "Cublas", FakeCublas)
-    grid, size = (5, 4), (40, 37)
-    generator = np.random.default_rng(1)
-    embedding = generator.normal(size=(9, *grid)).astype(np.float32)
-    embedding[4] = 3
-    expected_masks = vit_masks(embedding, size)
-    labels = np.array([0, 1, 0, 2, -1, 1, 2, 0, 2])
-    device = Gpu()
-    stream = device.new_stream()
-    with MaskSpace(device, KernelLauncher(device), stream, grid, size) as space:
-        there = device.upload(embedding, stream)
-        masks, kept, condensed = space.distances(there)
-        assert kept.tolist() == [True] * 4 + [False] + [True] * 4
-        np.testing.assert_allclose(
-            squareform(condensed)[np.ix_(kept, kept)],
-            cosine_distances(expected_masks, size),
-            rtol=0,
-            atol=COSINE_TOLERANCE,
-        )
-        for how in ("mean", "renormalised"):
-            merged = space.merge(masks, labels, how)
-            expected = merge_masks(expected_masks, labels[kept], size, how)
-            clusters = device.download(merged, stream)
-            np.testing.assert_allclose(clusters, expected, rtol=0, atol=1e-5)
-        impacts = generator.normal(size=(2, 3)).astype(np.float32)
-        for correct in (True, False):
-            saliency, coverage = space.saliency(merged, impacts, correct_coverage=correct)
-            wanted = aggregate(expected, impacts, size, correct_coverage=correct)
-            for found, target in zip((saliency, coverage), wanted, strict=True):
-                result = device.download(found, stream)
-                np.testing.assert_allclose(result, target, rtol=0, atol=MAP_TOLERANCE)
-    # What the caller was given is the caller's; all else was freed.
-    given = 1 + 1 + 2 + 4
-    assert fake_cuda.Buffer.live == given
 
 
 def test_cluster_members():

@@ -23,7 +23,7 @@ from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.driver import find_driver
 from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.kernels.gpu.mask_space import MaskSpace
-from vitcx.kernels.host.blend import MASKED, Perturbation, blend
+from vitcx.kernels.host.blend import DROPPED, MASKED, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.method.aggregation import aggregate
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
@@ -100,8 +100,29 @@ def test_batches_one_behind_the_other_do_not_mix(device, launcher):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 
-def test_masks_and_maps(device, launcher):
-    grid, size = (14, 14), (224, 224)
+def test_an_image_on_the_device_is_read_where_it_lies(device, launcher):
+    generator = np.random.default_rng(0)
+    image = generator.normal(size=(3, 9, 13)).astype(np.float32)
+    masks = list(generator.random((3, 4, 5), dtype=np.float32))
+    perturbations = [
+        Perturbation(0, i, i, 11, 0.1, ((MASKED, 2 * i), (DROPPED, 2 * i + 1)), i > 1)
+        for i in range(3)
+    ]
+    expected = np.empty((6, 3, 9, 13), np.float32)
+    blend([image], masks, perturbations, expected, NoiseCache())
+    with (
+        device.new_stream() as stream,
+        device.upload(image, stream) as there,
+        device.allocate(expected.shape, np.float32, stream) as out,
+        Blender(device, launcher, stream) as blender,
+    ):
+        blender.blend([there], masks, perturbations, out)
+        result = device.download(out, stream)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((14, 14), (224, 224)), ((5, 4), (40, 37))])
+def test_masks_and_maps(device, launcher, grid, size):
     generator = np.random.default_rng(1)
     embedding = generator.normal(size=(192, *grid)).astype(np.float32)
     embedding[4] = 3
@@ -118,17 +139,16 @@ def test_masks_and_maps(device, launcher):
             assert np.flatnonzero(~kept).tolist() == [4]
             distances = squareform(condensed)[np.ix_(kept, kept)]
             np.testing.assert_allclose(distances, cosine_distances(expected, size), atol=5e-6)
-            merged = space.merge(masks, labels, "renormalised")
-            clusters = merge_masks(expected, labels[kept], size, "renormalised")
-            np.testing.assert_allclose(device.download(merged, stream), clusters, atol=1e-5)
+            for how in ("mean", "renormalised"):
+                merged = space.merge(masks, labels, how)
+                clusters = merge_masks(expected, labels[kept], size, how)
+                np.testing.assert_allclose(device.download(merged, stream), clusters, atol=1e-5)
             impacts = generator.normal(size=(5, 20)).astype(np.float32)
-            saliency, coverage = space.saliency(merged, impacts)
-            for found, wanted in zip(
-                (saliency, coverage),
-                aggregate(clusters, impacts, size, correct_coverage=True),
-                strict=True,
-            ):
-                np.testing.assert_allclose(device.download(found, stream), wanted, atol=4e-5)
+            for correct in (True, False):
+                found = space.saliency(merged, impacts, correct_coverage=correct)
+                wanted = aggregate(clusters, impacts, size, correct_coverage=correct)
+                for ours, theirs in zip(found, wanted, strict=True):
+                    np.testing.assert_allclose(device.download(ours, stream), theirs, atol=4e-5)
 
 
 class OnlyDlpack:
