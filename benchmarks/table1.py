@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,9 @@ from benchmarks.models import DEMO, open_model
 from vitcx.commands.progress import count
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS
+from vitcx.evaluation.metrics import figures_of
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.report import notes
+from vitcx.evaluation.report import draw_metrics, notes
 from vitcx.evaluation.study import (
     Answer,
     AnswerMaker,
@@ -102,11 +103,13 @@ def measure(
     *,
     steps: int,
     canvas: str,
+    metrics: Sequence[str] = (),
 ) -> list[str]:
     """Judge what `records` lacks; returns the names of those that cannot explain the model."""
     session = model.explainer.session
     makers: dict[str, AnswerMaker] = {n: answers_by(model, call) for n, call in calls.items()}
     makers[RANDOM] = lambda asked: random_order(session, asked)
+    further = figures_of(metrics, model.explainer, None, canvas)
     not_applicable = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for label, maker in makers.items():
@@ -123,6 +126,7 @@ def measure(
                     records,
                     steps=steps,
                     canvas=canvas,
+                    further={label: further},
                     advance=advance,
                 )
             except NotApplicable:
@@ -145,6 +149,9 @@ def measure(
 @click.option("--scenes", default=100, show_default=True, help="Drawn scenes of 'demo'.")
 @click.option("--steps", default=DEFAULT_STEPS, show_default=True)
 @click.option("--canvas", default="zero", show_default=True, type=click.Choice(CANVASES))
+@click.option(
+    "--metric", "metrics", multiple=True, type=click.Choice(("saco", "mufidelity", "sparseness"))
+)
 @click.option("--squash", is_flag=True, help="Resize without cropping.")
 @click.option("--explain-label", is_flag=True, help="Explain the annotated class.")
 @click.option("--report", "only_report", is_flag=True, help="Measure nothing: sum up what is kept.")
@@ -163,6 +170,7 @@ def main(
     scenes: int,
     steps: int,
     canvas: str,
+    metrics: tuple[str, ...],
     squash: bool,
     explain_label: bool,
     only_report: bool,
@@ -180,6 +188,7 @@ def main(
             "canvas": canvas,
             "squash": squash,
             "explain_label": explain_label,
+            **({"metrics": sorted(set(metrics))} if metrics else {}),
         }
         records = Records(out / "records.jsonl", context)
         lines, not_applicable = list(records), []
@@ -195,7 +204,9 @@ def main(
             calls = chosen_calls(methods, variants, random_masks, authors_code, model)
             if shapley is not None and model.embedded:
                 calls[SHAPLEY] = shapley_method(shapley, model)
-            not_applicable = measure(model, subjects, calls, records, steps=steps, canvas=canvas)
+            not_applicable = measure(
+                model, subjects, calls, records, steps=steps, canvas=canvas, metrics=metrics
+            )
             names, rows = {subject.name for subject in subjects}, {*calls, RANDOM}
             lines = [r for r in records if r["image"] in names and r["method"] in rows]
     found = summarise(lines)
@@ -240,6 +251,8 @@ def _print(name: str, found: Any, not_applicable: list[str]) -> None:
     for label in not_applicable:
         table.add_row(label, *["—"] * 8)
     console.print(table)
+    if (further := draw_metrics(found)) is not None:
+        console.print(further)
     for note in notes(found):
         console.print(note, highlight=False)
 

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra 'cpu'")
 from benchmarks import table1
 
 RUN = ["--bundle", "demo", "--scenes", "1", "--steps", "2", "--variants", "Variant 3,Variant 5"]
-RUN += ["--methods", "ViT-CX,Rollout,CGW1,RISE-20"]
+RUN += ["--methods", "ViT-CX,Rollout,CGW1,RISE-20", "--metric", "saco"]
 
 
 def test_methods_variants_and_the_random_order_are_rows(tmp_path: Path) -> None:
@@ -24,6 +24,7 @@ def test_methods_variants_and_the_random_order_are_rows(tmp_path: Path) -> None:
     expected = ["ViT-CX", "Rollout", "CGW1", "RISE-20", "Variant 3", "Variant 5", "random order"]
     assert list(report["methods"]) == expected
     assert report["methods"]["ViT-CX"]["difference_minus_vit_cx"]["mean"] == 0
+    assert all(-1 <= row["saco"]["mean"] <= 1 for row in report["methods"].values())
     assert json.loads((tmp_path / "table1.json").read_text()) == report
     before = (tmp_path / "records.jsonl").read_text()
     again = CliRunner().invoke(table1.main, [*RUN, "--report", "--out", str(tmp_path)])

@@ -10,6 +10,7 @@ import pytest
 from vitcx.cli import main
 from vitcx.commands import bench, evaluate
 from vitcx.evaluation.boxes import Annotation
+from vitcx.evaluation.metrics import METRICS
 from vitcx.evaluation.subjects import list_pictures
 from vitcx.runtime.errors import EngineError, InputError
 from vitcx.runtime.explainer import Explainer
@@ -59,6 +60,24 @@ def test_evaluate_prints_a_table_and_keeps_its_figures(tmp_path, pictures, capsy
     assert main([*arguments, "--json"]) == 0  # resumed: nothing is measured again
     assert json.loads(capsys.readouterr().out)["methods"] == report["methods"]
     assert len((out / "records.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.usefixtures("known_bundle")
+def test_evaluate_measures_more_of_each_map_where_it_is_asked_to(tmp_path, pictures, capsys):
+    words = ["evaluate", str(pictures), "--steps", "2", "--canvas", "road"]
+    words += [word for name in METRICS for word in ("--metric", name)]
+    assert main([*words, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    assert METRICS.keys() <= found["vit-cx"].keys()
+    assert found["vit-cx"]["seed"]["count"] == 2
+    assert METRICS.keys() & found["random-order"].keys() == {"saco", "mufidelity", "sparseness"}
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}: " in printed for name in METRICS)
+    assert max(map(len, printed.splitlines())) <= 80
+    # Without the metrics the lines are others.
+    assert main([*words[:6], "--out", str(tmp_path / "out")]) == 2
+    assert "other settings" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("known_bundle")

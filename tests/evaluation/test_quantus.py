@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from vitcx.evaluation.boxes import pointing_hit  # noqa: E402
 from vitcx.evaluation.curves import Question, score_curves  # noqa: E402
 from vitcx.evaluation.imputation import NOISE_STD, impute  # noqa: E402
+from vitcx.evaluation.metrics import sparseness  # noqa: E402
 from vitcx.export.sources.timm_import import import_timm  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -58,6 +59,20 @@ def test_the_deletion_curve_is_pixel_flipping(quantus, session, picture):
     )
     # The library flips a colour at a time, and the three of a pixel have the same saliency.
     np.testing.assert_allclose(ours.deletion[1:], theirs[2::3], atol=1e-6)
+
+
+def test_sparseness_is_the_gini_index(quantus, session, picture):
+    heat = np.random.default_rng(4).random((28, 28)).astype(np.float32)
+    heat = (heat - heat.min()) / np.ptp(heat)
+    metric = quantus.Sparseness(abs=True, normalise=False, disable_warnings=True)
+    (theirs,) = metric(
+        model=Linear(session.weights).eval(),
+        x_batch=picture[None],
+        y_batch=np.array([1]),
+        a_batch=heat[None, None],
+        channel_first=True,
+    )
+    assert sparseness(heat) == pytest.approx(float(theirs), abs=1e-5)
 
 
 def test_the_imputation_is_that_of_road(quantus):

@@ -14,8 +14,9 @@ from vitcx.commands.progress import count, progress_bar
 from vitcx.commands.terminal import make_console, say, say_json
 from vitcx.evaluation.boxes import read_annotations
 from vitcx.evaluation.curves import CANVASES, DEFAULT_STEPS, check_settings
+from vitcx.evaluation.metrics import METRICS, figures_of
 from vitcx.evaluation.records import Records
-from vitcx.evaluation.report import draw_curves, draw_table, notes
+from vitcx.evaluation.report import draw_curves, draw_metrics, draw_table, notes
 from vitcx.evaluation.study import engine_method, run_study, summarise
 from vitcx.evaluation.subjects import (
     Listed,
@@ -24,6 +25,7 @@ from vitcx.evaluation.subjects import (
     read_subjects,
     scene_subjects,
 )
+from vitcx.evaluation.variants import RANDOM_ORDER, parse_variant
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
@@ -59,7 +61,17 @@ from vitcx.sources.listing import list_all
     default="zero",
     show_default=True,
     type=click.Choice(CANVASES),
-    help="What deleted pixels become.",
+    help="What deleted pixels become: 0, the picture's mean colour, a blur of it, or what their "
+    "neighbours suggest (road; slow).",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(tuple(METRICS)),
+    help="Measure more of each map. "
+    + "; ".join(f"{name}: {text}" for name, text in METRICS.items())
+    + ". Repeat it for several.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first N pictures.")
 @click.option(
@@ -79,6 +91,7 @@ def command(
     squash: bool,
     steps: int,
     canvas: str,
+    metrics: tuple[str, ...],
     limit: int | None,
     scenes: int,
     out: Path | None,
@@ -137,6 +150,7 @@ def command(
             "canvas": canvas,
             "squash": squash,
             "explain_label": explain_label,
+            **({"metrics": sorted(set(metrics))} if metrics else {}),
         }
         methods = {variant: engine_method(explainer, variant) for variant in variants}
         names = {one.name for one in listed} or {subject.name for subject in scene_list}
@@ -152,6 +166,15 @@ def command(
                 records,
                 steps=steps,
                 canvas=canvas,
+                further={
+                    variant: figures_of(
+                        metrics,
+                        explainer,
+                        None if variant == RANDOM_ORDER else parse_variant(variant),
+                        canvas,
+                    )
+                    for variant in variants
+                },
                 advance=lambda name, new: count(progress, bars[name], new=new),
             )
         provenance = {
@@ -175,6 +198,8 @@ def command(
         return 2 if failed else 0
     console = make_console()
     console.print(draw_table(summary))
+    if (further := draw_metrics(summary)) is not None:
+        console.print(further)
     for note in notes(summary):
         console.print(note, style="dim")
     if failed:

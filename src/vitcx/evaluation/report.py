@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from vitcx.evaluation.metrics import METRICS
 from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import MissingExtraError
 
@@ -24,7 +25,7 @@ def draw_table(summary: Summary) -> Table:
         "masks",
         "deletion ↓",
         "insertion ↑",
-        "ins-del ↑",
+        "SRG ↑",
         "pointing ↑",
         "localised",
     )
@@ -45,19 +46,35 @@ def draw_table(summary: Summary) -> Table:
     return table
 
 
+def draw_metrics(summary: Summary) -> Table | None:
+    """A table of the further metrics, with a row for each method; None where none was measured."""
+    names = [name for name in METRICS if any(name in found for found in summary.values())]
+    if not names:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("method", overflow="fold", min_width=12)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for method, found in summary.items():
+        table.add_row(method, *(_figure(found[n]) if n in found else "-" for n in names))
+    return table
+
+
 def _figure(interval: Mapping[str, float]) -> str:
     return f"{interval['mean']:.3f}\n{interval['low']:.2f}–{interval['high']:.2f}"
 
 
 def notes(summary: Summary) -> list[str]:
-    """Lines that say what the pointing figure is to be held against."""
+    """Lines that say what the figures are, and what pointing is to be held against."""
+    lines = ["SRG: insertion minus deletion on one canvas (Symmetric Relevance Gain)"]
     found = next((s["pointing_small"] for s in summary.values() if "pointing_small" in s), None)
-    if found is None:
-        return []
-    return [
-        f"pointing: the {found['count']} pictures whose objects cover less than a quarter; "
-        f"there the middle hits {found['centre']:.0%}, a random point {found['chance']:.0%}"
-    ]
+    if found is not None:
+        lines.append(
+            f"pointing: the {found['count']} pictures whose objects cover less than a quarter; "
+            f"there the middle hits {found['centre']:.0%}, a random point {found['chance']:.0%}"
+        )
+    measured = [name for name in METRICS if any(name in each for each in summary.values())]
+    return lines + [f"{name}: {METRICS[name]}" for name in measured]
 
 
 def draw_curves(summary: Summary, path: Path) -> None:

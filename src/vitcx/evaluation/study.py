@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vitcx.evaluation.boxes import best_overlaps, centre_hit, localisation, pointing_hit
 from vitcx.evaluation.curves import DEFAULT_STEPS, Question, score_curves
 from vitcx.evaluation.intervals import Interval, bootstrap
+from vitcx.evaluation.metrics import METRICS, Figures
 from vitcx.evaluation.records import Record, Records
 from vitcx.evaluation.subjects import Subject
 from vitcx.evaluation.variants import RANDOM_ORDER, parse_variant
@@ -143,12 +144,16 @@ def run_study(
     *,
     steps: int = DEFAULT_STEPS,
     canvas: str = "zero",
+    further: Mapping[str, Callable[[Question], Figures]] | None = None,
     advance: Callable[[str, bool], None] = lambda method, new: None,
 ) -> None:
     """Judge every method on every subject that `records` does not hold yet.
 
-    `advance` is called once for each line, with the method's name and whether it was judged now:
-    those held already count too.
+    Parameters
+    ----------
+    further : what measures more of a map, by method (see `vitcx.evaluation.metrics`).
+    advance : called once for each line, with the method's name and whether it was judged now:
+        those held already count too.
     """
     for name, answers in methods.items():
 
@@ -160,6 +165,9 @@ def run_study(
                     yield subject
 
         for answer, record in judged(session, answers(missing()), steps=steps, canvas=canvas):
+            if further is not None and name in further:
+                asked = Question(answer.subject.pixels, answer.saliency, answer.target)
+                record |= further[name](asked)
             records.add(f"{name}|{answer.subject.name}", method=name, **record)
             advance(name, True)
 
@@ -174,7 +182,7 @@ def summarise(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
 
 def _summary(lines: Sequence[Record]) -> dict[str, Any]:
     result: dict[str, Any] = {"images": len(lines)}
-    for figure in ("deletion", "insertion", "difference", "masks", "seconds"):
+    for figure in ("deletion", "insertion", "difference", "masks", "seconds", *METRICS):
         values = [line[figure] for line in lines if figure in line]
         if values:
             result[figure] = asdict(bootstrap(values))
