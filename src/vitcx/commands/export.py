@@ -83,6 +83,11 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     help="File with a JSON list, or one name a line.",
 )
 @click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="With clip:MODEL: file of classes in words, such as 'a photo of a dog', one a line.",
+)
+@click.option(
     "--img-size",
     callback=_size,
     metavar="H[xW]",
@@ -191,6 +196,7 @@ def command(
     weights: str | None,
     num_classes: int | None,
     names_file: Path | None,
+    labels: Path | None,
     img_size: tuple[int, int] | None,
     layer: str | None,
     stage: int | None,
@@ -234,6 +240,7 @@ def command(
             num_classes=num_classes,
             weights=weights,
             class_names=names_file,
+            labels=labels,
             img_size=img_size,
             layer=layer,
             stage=stage,

@@ -40,6 +40,7 @@ def export_model(
     num_classes: int | None = None,
     weights: str | None = None,
     class_names: Sequence[str] | str | Path | None = None,
+    labels: Sequence[str] | str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
     layer: str | None = None,
     stage: int | None = None,
@@ -62,9 +63,10 @@ def export_model(
 
     Parameters
     ----------
-    model : name of a timm model, or any module that gives logits. A module is put into evaluation
-        mode; `img_size` changes it in place. One that is compiled, in another precision than
-        float32 or on a GPU is copied.
+    model : name of a timm model; ``hf:NAME`` or the folder of a model of Hugging Face transformers;
+        ``clip:NAME`` with `labels`; or any module that gives logits. A module is put into
+        evaluation mode; `img_size` changes it in place. One that is compiled, in another precision
+        than float32 or on a GPU is copied.
     out : the bundle's folder. It appears when everything has succeeded.
     spec : where the embedding of a module is; None finds it.
     checkpoint : weights for a named model; None downloads timm's.
@@ -72,6 +74,7 @@ def export_model(
     weights : "ema" or "raw", where a checkpoint holds both; None takes "ema", as timm does.
     class_names : C names, or the path of a file of them (a JSON list, or one a line); None takes
         those of the model's label set, or "class 0", ...
+    labels : of a model with a text tower (``clip:NAME``), its classes in words, or a file of them.
     img_size : side or (H, W) in pixels; None keeps the model's own.
     layer : "norm1" (normalisation before the block's attention, as the authors' code has it),
         "attn" (output of its attention) or "block". None is norm1, or block where the block has no
@@ -161,6 +164,8 @@ def export_model(
         raise InputError(f"encoder is {encoder!r}, expected one of {', '.join(ENCODERS)}")
     if isinstance(class_names, str | Path):
         class_names = read_class_names(Path(class_names))
+    if isinstance(labels, str | Path):
+        labels = read_class_names(Path(labels))
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise InputError(f"img_size is {img_size!r}, expected a positive side or (H, W)")
@@ -170,6 +175,7 @@ def export_model(
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         num_classes=num_classes,
         weights=weights,
+        labels=labels,
         size=size,
         where=(stage, block),
         headless=head == "none",

@@ -16,14 +16,14 @@ from typing import Any
 from torch import nn
 
 from vitcx.export.graph.layout import Fit, Probe
-from vitcx.export.graph.observing import Array, Call, observe, refuse_without_attention
+from vitcx.export.graph.observing import Array, Call, kind_of, observe, refuse_without_attention
 from vitcx.runtime.errors import InputError
 
 PATCH = 16
 _MOST_PREFIX_TOKENS = 16
 _LEAST_SIDE = 3
 # Elements of a list, which blocks are: blocks.3, or torchvision's encoder_layer_3.
-_ELEMENT = re.compile(r"\d+$")
+_ELEMENT = re.compile(r"(?:^|[._])\d+$")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def find_place(
     blocks = _blocks(calls, attentions, probe)
     if not blocks:
         raise InputError(
-            f"{type(model).__name__} has attention, but no block of it gives features that lie in "
+            f"{kind_of(model)} has attention, but no block of it gives features that lie in "
             "the picture as a grid: if you know where its patches are, call "
             "vitcx.export.export_model(module, out, spec=ModelSpec(layer_path=..., grid=...)) from "
             "Python"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcx.export.graph.observing import kind_of
 from vitcx.runtime.bundle import HEADS
 from vitcx.runtime.errors import InputError
 
@@ -124,7 +125,7 @@ def resolve_head(
         return _head_of_features(model, references)
     if headless:
         raise InputError(
-            f"{type(model).__name__} has no classifier: it gives {count} features, and no classes "
+            f"{kind_of(model)} has no classifier: it gives {count} features, and no classes "
             "that could be explained. Give weights with a classifier (--checkpoint), or explain "
             "its features: --head none, with --reference PICTURE for a similarity"
         )

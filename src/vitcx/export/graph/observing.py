@@ -71,9 +71,15 @@ def check_attention(model: nn.Module, size: tuple[int, int], channels: int = 3) 
         refuse_without_attention(model)
 
 
+def kind_of(model: nn.Module) -> str:
+    """The name of the model's class, or of the one that it wraps alone."""
+    parts = list(model.children())
+    return type(parts[0] if len(parts) == 1 else model).__name__
+
+
 def refuse_without_attention(model: nn.Module) -> NoReturn:
     raise InputError(
-        f"no attention was seen in {type(model).__name__}: ViT-CX explains Vision Transformers, "
+        f"no attention was seen in {kind_of(model)}: ViT-CX explains Vision Transformers, "
         "and this is a convolutional or another network"
     )
 

@@ -12,6 +12,7 @@ import onnx_ir
 import torch
 from torch import nn
 
+from vitcx.export.graph.attention_axes import four_axes
 from vitcx.export.graph.window_attention import windows_as_heads
 from vitcx.export.quiet import only_errors_from
 from vitcx.runtime.bundle import (
@@ -35,6 +36,8 @@ OUTPUTS = (PROBABILITIES, EMBEDDING)
 _ONE_FILE_BYTES = 2_000_000_000
 # The version of the file format that came with opset 23; torch writes an older one.
 _FUSED_IR_VERSION = 11
+# Before the outputs' names while torch writes the graph: none of its own values is called so.
+_OURS = "vitcx."
 # Said by torch to itself while it exports; none is about the model.
 _TORCH_CHATTER = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -119,13 +122,13 @@ def _export(
 ) -> Any:
     """torch's ONNX program of `module`, without what an engine has no use for."""
     try:
-        with _without_chatter(), torch.no_grad(), _attention_of(module, attention):
+        with _without_chatter(), torch.no_grad(), four_axes(), _attention_of(module, attention):
             program = torch.onnx.export(
                 module,
                 tuple(examples.values()),
                 dynamo=True,
                 input_names=list(examples),
-                output_names=list(outputs),
+                output_names=[f"{_OURS}{name}" for name in outputs],
                 dynamic_shapes=tuple(axes),
                 opset_version=ATTENTION_OPSETS[attention],
                 verbose=False,
@@ -146,6 +149,7 @@ def _export(
                 "be written as one node: export it with plain attention"
             )
         program.model.ir_version = max(program.model.ir_version, _FUSED_IR_VERSION)
+    _name_outputs(program.model.graph)
     _drop_empty_pads(program.model.graph)
     _drop_traces(program.model)
     return program
@@ -183,6 +187,21 @@ def _attention_of(module: nn.Module, attention: str) -> Iterator[None]:
     finally:
         for m, value in zip(switches, before, strict=True):
             m.fused_attn = value
+
+
+def _name_outputs(graph: Any) -> None:
+    """Give the outputs their names, and others to what torch has called the same.
+
+    It calls the weights of an `nn.Embedding` `embedding`, and two values of a name are no graph.
+    """
+    wanted = {value: value.name.removeprefix(_OURS) for value in graph.outputs}
+    names = set(wanted.values())
+    inner = [output for node in graph for output in node.outputs]
+    for value in (*graph.initializers.values(), *inner):
+        if value.name in names and value not in wanted:
+            value.name = f"{value.name}_inner"
+    for value, name in wanted.items():
+        value.name = name
 
 
 def _drop_empty_pads(graph: Any) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vitcx.export.sources import zero_shot
 from vitcx.export.sources.class_names import label_set_names
+from vitcx.export.sources.huggingface import (
+    PREFIX,
+    huggingface_source,
+    is_folder_of_huggingface,
+)
 from vitcx.export.sources.preprocessing import (
-    Preprocessing,
     input_channels,
     preprocessing_of_spec,
     preprocessing_of_timm,
 )
+from vitcx.export.sources.source import Source
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_models import resize, timm_model
 from vitcx.runtime.errors import InputError
@@ -35,34 +40,6 @@ _WRAPPERS = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model, in evaluation mode and float32 on the CPU, and what is known of it.
-
-    Attributes
-    ----------
-    module : images to logits.
-    name : of the model, for the manifest.
-    origin : where its weights came from, in words.
-    preprocessing : how it wants its pictures.
-    channels : of its input.
-    class_names : of its label set, if known.
-    head : what its configuration says of its outputs, one of the bundle's heads; None if nothing.
-    headless : it is known to have no classifier.
-    nameless : how many outputs its public weights have, if there are no names for them; else 0.
-    """
-
-    module: nn.Module
-    name: str
-    origin: str
-    preprocessing: Preprocessing
-    channels: int
-    class_names: tuple[str, ...] | None = None
-    head: str | None = None
-    headless: bool = False
-    nameless: int = 0
-
-
 def open_source(
     model: str | nn.Module,
     *,
@@ -70,6 +47,7 @@ def open_source(
     checkpoint: Path | None,
     num_classes: int | None,
     weights: str | None,
+    labels: Sequence[str] | None,
     size: tuple[int, int] | None,
     where: tuple[int | None, int],
     headless: bool,
@@ -80,6 +58,7 @@ def open_source(
     Parameters
     ----------
     model, spec, checkpoint, num_classes, weights : as of `vitcx.export.export_model`.
+    labels : classes in words, of a model with a text tower.
     size : (H, W) in pixels that is asked for.
     where : stage and block that are asked for.
     headless : features are wanted, not classes.
@@ -90,9 +69,22 @@ def open_source(
     InputError
         For a model, weights or arguments that do not go together.
     """
+    if labels is not None and not (isinstance(model, str) and model.startswith(zero_shot.PREFIX)):
+        raise InputError("labels go with a model that has a text tower: clip:NAME or clip:FOLDER")
     if isinstance(model, str):
         if spec is not None:
             raise InputError("a spec goes with a module: leave it out for a model by name")
+        by_words = model.startswith(zero_shot.PREFIX)
+        if by_words or model.startswith(PREFIX) or is_folder_of_huggingface(model):
+            if (checkpoint, num_classes, weights) != (None, None, None):
+                raise InputError(
+                    "checkpoint, num_classes and weights go with a timm model: a Hugging Face "
+                    "model brings its own"
+                )
+            say(f"opening {model} with transformers")
+            if by_words:
+                return zero_shot.zero_shot_source(model, labels, size)
+            return huggingface_source(model, size, headless=headless)
         say(f"making {model}" + ("" if checkpoint else ", with weights from the hub"))
         module, origin = timm_model(
             model, checkpoint, num_classes, size, headless=headless, weights=weights
