@@ -25,9 +25,8 @@ from vitcx.runtime.engines.ort_cuda.bound_graph import (
     CUDA,
     BoundGraph,
     Target,
-    check_placement,
-    placed_nodes,
 )
+from vitcx.runtime.engines.ort_cuda.placement import check_placement, placed_nodes
 from vitcx.runtime.engines.ort_cuda.session import OnnxRuntimeCudaSession
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.engines.session import PixelBatch

@@ -10,7 +10,7 @@ For one thread: the one that made it. ONNX Runtime keeps recorded graphs by thre
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.streams import Stream
 from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
+from vitcx.runtime.engines.ort_cuda.placement import (
+    check_placement,
+    placed_nodes,
+    tells_placement,
+)
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.graph_interface import check_interface, interface_of
 from vitcx.runtime.onnx_runtime import interface_of_session
@@ -36,14 +41,6 @@ _GRAPH_KEY, _RECORDED, _NOT_RECORDED = "gpu_graph_id", "1", "-1"
 # the addresses that a Concat reads. Before, a pass of another size wrote its own table there, and
 # the next launch of the recording read that.
 _RECORDS_SINCE = (1, 30)
-# What computes shapes; ONNX Runtime puts such nodes on the CPU on purpose.
-_SHAPE_OPERATORS = frozenset(
-    (
-        *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
-        *("Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Range", "Reshape"),
-        *("Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile", "Unsqueeze", "Where"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class BoundGraph(Closing):
             owned.callback(self._forget)
             # What is allowed to be recorded need not be. A version that does not tell where it puts
             # nodes refuses, where it is, a graph of which it would leave a part to the CPU.
-            allow = not _tells_placement(ort)
+            allow = not tells_placement(ort)
             options = target.options(gpu, self.stream, record or allow)
             self._scorer = self._encoder = _open(ort, bundle, target, options, threads)
             if bundle.encoder is not bundle:
@@ -265,7 +262,7 @@ def _open(
             f"ONNX Runtime took {' and '.join(taken)} where {target.provider} was asked for: its "
             "CUDA libraries do not load; `vitcx doctor` tells which are missing"
         )
-    if _tells_placement(ort):
+    if tells_placement(ort):
         check_placement(placed_nodes(session), target.provider)
     check_interface(
         f"'{bundle.model_path}'",
@@ -274,28 +271,3 @@ def _open(
         all_sizes_known=True,
     )
     return session
-
-
-def placed_nodes(session: Any) -> list[tuple[str, str]]:
-    """(provider, operator) of each node; for a version that tells."""
-    parts = session.get_provider_graph_assignment_info()
-    return [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
-
-
-def _tells_placement(ort: Any) -> bool:
-    return hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
-
-
-def check_placement(nodes: Iterable[tuple[str, str]], provider: str) -> None:
-    """Raise `EngineError` if nodes that compute more than shapes are not on `provider`."""
-    elsewhere: dict[str, int] = {}
-    for taken, operator in nodes:
-        if taken != provider and operator not in _SHAPE_OPERATORS:
-            elsewhere[operator] = elsewhere.get(operator, 0) + 1
-    if elsewhere:
-        counts = ", ".join(f"{count} {operator}" for operator, count in sorted(elsewhere.items()))
-        raise EngineError(
-            f"ONNX Runtime cannot run the whole graph on {provider}, it leaves {counts} to the "
-            "CPU: export the model in another precision, or with plain attention, or take another "
-            "engine"
-        )
