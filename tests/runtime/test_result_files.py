@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vitcx
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.result_files import ResultFolder, save_result
 
@@ -163,3 +164,15 @@ def test_a_name_that_the_caller_chose_is_refused_where_it_is_taken(tmp_path):
 def test_a_stem_that_is_no_file_name_is_refused(tmp_path, stem):
     with pytest.raises(InputError, match="no file name"):
         save_result(Result(), tmp_path, stem)
+
+
+def test_an_explanation_knows_the_path_of_its_picture(tmp_path, picture):
+    with vitcx.load("demo") as explainer:
+        given = (picture, np.zeros((4, 5, 3), np.uint8))
+        results = [explainer.explain(image, estimator="fast") for image in given]
+    found = [
+        json.loads(result.save(tmp_path / "o", f"{i}")["summary"].read_text())
+        for i, result in enumerate(results)
+    ]
+    assert [one["image"] for one in found] == [str(picture), None]
+    assert ["image_sha256" in one for one in found] == [True, False]

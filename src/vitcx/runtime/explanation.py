@@ -46,6 +46,7 @@ class Explanation:
     original : the picture as a person sees it.
     box : (left, top, right, bottom), what the model saw of `original`, in its pixels.
     target_kind : what a target is, one of `vitcx.runtime.bundle.TARGET_KINDS`.
+    image : the path or name that the picture was given by; None for arrays and PIL images.
     """
 
     saliency: FloatArray
@@ -61,6 +62,7 @@ class Explanation:
     original: Image.Image = field(repr=False)
     box: tuple[float, float, float, float] = field(repr=False)
     target_kind: str = "class"
+    image: str | None = None
 
     @property
     def scores_are_probabilities(self) -> bool:
@@ -188,8 +190,8 @@ class Explanation:
         folder : made if it is not there.
         stem : of the file names; one that is too long for a file name is shortened.
         figure : also write ``STEM.figure.png``; needs matplotlib (extra ``plot``).
-        image : where the picture came from: the JSON names it, with the digest of its file.
-            Without it, the JSON has a digest of the pixels.
+        image : where the picture came from, if it is not `self.image`: the JSON names it, with the
+            digest of its file. Where neither is known, the JSON has a digest of the pixels.
 
         Returns
         -------
@@ -200,4 +202,4 @@ class Explanation:
         InputError
             If a file of that name is there which is not of the same picture.
         """
-        return save_result(self, folder, stem, image, figure=figure).files
+        return save_result(self, folder, stem, image or self.image, figure=figure).files

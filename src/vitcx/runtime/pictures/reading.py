@@ -83,6 +83,15 @@ class ArrayFile:
             raise InputError(f"'{self.path}' is not a .npy array ({error})") from None
 
 
+def name_of(source: Any) -> str | None:
+    """The path or name that a picture is given by; None for one that has none."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, ArrayFile):
+        return str(source.path)
+    return source.name if isinstance(source, EncodedPicture) else None
+
+
 def is_array_like(source: Any) -> bool:
     """Whether `source` is to be read as an array: NumPy, a file of it, or on a device."""
     if isinstance(source, np.ndarray | ArrayFile | DevicePointer):

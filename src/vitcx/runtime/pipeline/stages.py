@@ -24,6 +24,7 @@ from vitcx.runtime.method.aggregation import aggregate, coverage_of
 from vitcx.runtime.method.estimators.teams import make_teams, team_order, team_size
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.preprocess import prepare
+from vitcx.runtime.pictures.reading import name_of
 from vitcx.runtime.pipeline.packing import PixelRows, Scoring, TokenRows
 from vitcx.runtime.pipeline.work import Work
 from vitcx.runtime.settings import Request, Settings
@@ -170,6 +171,7 @@ class Steps:
             original=work.prepared.original,
             box=work.prepared.box,
             target_kind=self.manifest.target_kind,
+            image=name_of(work.request.image),
         )
 
     def _map(self, work: Work, impacts: FloatArray) -> tuple[FloatArray, FloatArray]:
