@@ -24,11 +24,19 @@ fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" tests/runtime tests/kernels
 
 # Bad requests, mutated pictures and bundles, silent and slow connections, beside an honest client
-# of a server on loopback: about 40 minutes. SCALE=0.1 for a tenth.
+# of a server on loopback; then four times what it can do, and a job that is killed and resumed:
+# about an hour. `make attack SCALE=0.1 ATTACK_SECONDS=240 OVERLOAD_SECONDS=60 KILLS=2` for a tenth.
 SCALE ?= 1
-SECONDS ?= 2400
+ATTACK_SECONDS ?= 2400
+OVERLOAD_SECONDS ?= 600
+KILLS ?= 20
 attack: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.attack --scale $(SCALE) --seconds $(SECONDS) --out out/attack.json
+	$(BIN)/python -m benchmarks.attack --scale $(SCALE) --seconds $(ATTACK_SECONDS) \
+		--out out/attack/attack.json
+	$(BIN)/python -m benchmarks.load overload --seconds $(OVERLOAD_SECONDS) \
+		--out out/attack/overload.json
+	$(BIN)/python -m benchmarks.kill_resume docs/images --shard-size 1 --kills $(KILLS) \
+		--out out/attack/kill_resume.json
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
