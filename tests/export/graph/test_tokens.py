@@ -313,7 +313,11 @@ def test_a_graph_that_takes_other_patches_is_refused(
 def test_without_teams_a_bundle_is_one_graph_in_one_file(tmp_path: Path) -> None:
     bundle = export_model(tiny.make("vit"), tmp_path / "bundle", teams=False)
     assert not bundle.has_teams
-    assert sorted(p.name for p in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+    assert sorted(p.name for p in bundle.path.iterdir()) == [
+        "check.npz",
+        "manifest.json",
+        "model.onnx",
+    ]
     outputs = onnx.load(bundle.model_path).graph.output
     assert [output.name for output in outputs] == ["probabilities", "embedding"]
     assert "token_grid" not in (bundle.path / "manifest.json").read_text()
