@@ -16,7 +16,7 @@ test: check
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src/vitcx
+	$(BIN)/mypy src/vitcx benchmarks tools
 	$(BIN)/lint-imports
 
 # The tests that need neither torch nor more than a minute.

@@ -54,7 +54,8 @@ def load_authors(place: str) -> Callable[..., Any]:
             module = importlib.import_module(path.stem)
     finally:
         del sys.path[0]
-    return getattr(module, name)
+    function: Callable[..., Any] = getattr(module, name)
+    return function
 
 
 @contextlib.contextmanager

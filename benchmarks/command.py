@@ -20,6 +20,10 @@ from vitcx.runtime.errors import VitcxError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
 class Benchmark(click.Command):
     """A command whose errors on purpose are a line."""
 
@@ -27,9 +31,7 @@ class Benchmark(click.Command):
         try:
             return super().invoke(ctx)
         except VitcxError as error:
-            refused = click.ClickException(str(error))
-            refused.exit_code = 2
-            raise refused from error
+            raise _Refused(str(error)) from error
 
 
 def bundle_option(function: Function) -> Function:

@@ -100,7 +100,7 @@ def main(
     finish(report, None if out is None else out / "faithfulness.json", ("onnxruntime", "torch"))
 
 
-def _key(settings: Mapping[str, float]) -> str:
+def _key(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in settings.items())
 
 
@@ -123,7 +123,7 @@ def _measure_masks(explainer: Explainer, pictures: Pictures, records: Records) -
 def _measure_faithfulness(
     explainer: Explainer,
     pictures: Pictures,
-    settings: Mapping[str, float],
+    settings: Mapping[str, Any],
     steps: int,
     records: Records,
 ) -> None:
@@ -144,7 +144,7 @@ def _measure_faithfulness(
 
 
 def _sum_up(
-    pictures: Pictures, settings: Sequence[Mapping[str, float]], records: Records
+    pictures: Pictures, settings: Sequence[Mapping[str, Any]], records: Records
 ) -> dict[str, Any]:
     lines = {record["key"]: record for record in records}
     masks = [lines[f"masks|{name}"] for name in pictures]

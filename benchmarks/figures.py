@@ -45,7 +45,8 @@ def shown(saliency: FloatArray) -> FloatArray:
     Without the clipping, single pixels of the gradient methods leave the rest black.
     """
     low, high = np.quantile(saliency, [0.005, 0.995])
-    return np.clip((saliency - low) / max(float(high - low), 1e-12), 0, 1)
+    shown = (saliency - low) / max(float(high - low), 1e-12)
+    return np.asarray(np.clip(shown, 0, 1), dtype=np.float32)
 
 
 def _short(class_name: str) -> str:
@@ -92,7 +93,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path
         for index, (name, row) in enumerate(found.items()):
             curve = row[f"{side}_curve"]
             share = np.linspace(0, 1, len(curve))
-            style = {"color": "black", "lw": 2.5} if name == "ViT-CX" else {"lw": 1.2}
+            style: dict[str, Any] = {"lw": 1.2}
+            if name == "ViT-CX":
+                style = {"color": "black", "lw": 2.5}
             style["ls"] = ("-", "--", ":")[index // 7]
             place.plot(share, curve, label=f"{name} {row[side]['mean']:.3f}", **style)
         better = "lower" if side == "deletion" else "higher"

@@ -58,7 +58,7 @@ def measure(explainer: Explainer, picture: Any, masks: int, rounds: int) -> dict
         "channels": len(embedding),
         "masks": count,
         "rounds": rounds,
-        "milliseconds": {name: _quartiles(1000 * np.array(s)) for name, s in found.items()},
+        "milliseconds": {name: _quartiles([1000 * x for x in s]) for name, s in found.items()},
         "blend_percent_of_scoring": blend_shares(explainer, pixels, rounds),
     }
 

@@ -113,7 +113,7 @@ def batched(
     probabilities, embedding = embedding_of(model, x)
     masks = pixel_masks(embedding, image.shape[1:], threshold)
     scores = []
-    for part in masks.split(batch // 2):
+    for part in torch.split(masks, batch // 2):
         pixels = part[:, None]
         normals = torch.randn(len(part), *x.shape, device=x.device)
         noise = (1 - pixels) * normals * noise_std

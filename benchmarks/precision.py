@@ -88,7 +88,7 @@ def main(
         else:
             report |= {"pictures": len(pictures), "steps": STEPS}
             report["precisions"] = _faithfulness(source, opened, pictures, records, encoder)
-    for label, row in report.get("speed", report.get("precisions")).items():
+    for label, row in report["speed" if speed else "precisions"].items():
         click.echo(f"{label}: {json.dumps(row)}")
     finish(report, out, ("onnxruntime", "onnx", *["openvino"] * bool(engines)))
 

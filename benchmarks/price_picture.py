@@ -150,7 +150,8 @@ def _label(
         Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius) for x, y in spots.values()
     ]
     for bars in place.containers:
-        for path in bars.lines[2][0].get_segments():
+        lines: Any = bars
+        for path in lines.lines[2][0].get_segments():
             (x, low), (_, high) = place.transData.transform(path)
             taken.append(Bbox.from_extents(x - 0.5, low, x + 0.5, high))
     joined = sorted(tuple(spots[label]) for label in spots if label in ours)

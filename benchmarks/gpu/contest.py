@@ -46,7 +46,7 @@ class Pictures:
 
     pixels: Sequence[np.ndarray]
     classes: Sequence[int]
-    settings: Sequence[Mapping[str, float]]
+    settings: Sequence[Mapping[str, Any]]
     masks: Sequence[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -55,7 +55,9 @@ class Pictures:
 
 def chosen(explainer: Explainer, pixels: Sequence[np.ndarray], masks: int | None) -> Pictures:
     """Classes, and the thresholds that leave `masks` masks of each; None leaves the bundle's."""
-    classes, settings, counts = [], [], []
+    classes: list[int] = []
+    settings: list[dict[str, float]] = []
+    counts: list[int] = []
     for picture in pixels:
         probabilities, embedding = explainer.session.encode(picture[None])
         classes.append(int(probabilities[0].argmax()))

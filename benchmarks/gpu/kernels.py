@@ -12,6 +12,8 @@ compute-sanitizer to watch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +28,7 @@ from vitcx.kernels.gpu import mask_kernels
 from vitcx.kernels.gpu.blending import blend_rows, pack_perturbations
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.gpu.streams import Stream
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 
 BATCH, CHANNELS, SIDE, GRID = 128, 3, 224, 14
@@ -33,7 +36,7 @@ REPEATS, LAUNCHES = 20, 50
 SECONDS = 150  # for the tests, and for each sanitizer
 
 
-def seconds_per_launch(gpu: Gpu, work, stream) -> list[float]:
+def seconds_per_launch(gpu: Gpu, work: Callable[[], None], stream: Stream) -> list[float]:
     """`REPEATS` samples of one launch's seconds on the device, each over `LAUNCHES` of them."""
     work()
     stream.synchronise()
@@ -85,16 +88,22 @@ def bandwidth(gpu: Gpu) -> dict[str, object]:
                 )
                 for k in range(BATCH // 2)
             ]
-            held = [
+            images, low, packed = (
                 gpu.upload(x, stream) for x in (image, masks, pack_perturbations(perturbations))
-            ]
+            )
             # Several batches in turn, so that none is still in the L2 cache when it is written.
             shape = (BATCH, CHANNELS, SIDE, SIDE)
             outs = [gpu.allocate(shape, np.float32, stream) for _ in range(8)]
             turn = iter(range(10**9))
 
-            def work(outs=outs, held=held, turn=turn):
-                blend_rows(launcher, *held, outs[next(turn) % len(outs)], stream)
+            def work(
+                outs: Any = outs,
+                images: Any = images,
+                low: Any = low,
+                packed: Any = packed,
+                turn: Any = turn,
+            ) -> None:
+                blend_rows(launcher, images, low, packed, outs[next(turn) % len(outs)], stream)
 
             samples = seconds_per_launch(gpu, work, stream)
             moved = outs[0].nbytes + image.nbytes + masks.nbytes
@@ -192,7 +201,7 @@ def run_all(report: Report) -> None:
     report.step("parity", lambda: run_tests(["tests/kernels/gpu/test_gpu.py"], SECONDS))
     report.step("bandwidth", lambda: bandwidth(own_gpu()))
     for tool in ("memcheck", "racecheck"):
-        report.step(tool, lambda tool=tool: sanitizer(tool))
+        report.step(tool, partial(sanitizer, tool))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -104,11 +105,17 @@ def passes(session: Session, picture: np.ndarray, grid: tuple[int, int]) -> dict
     }
     result["rows_per_second"] = session.batch_size / result["score_seconds"]
     images = {count: np.stack([picture] * count) for count in (1, 8)}
-    calls = {f"encode_{n}_seconds": lambda _, x=x: session.encode(x) for n, x in images.items()}
+    calls: dict[str, Callable[[int], object]] = {
+        f"encode_{n}_seconds": partial(_encode, session, x) for n, x in images.items()
+    }
     for call in calls.values():
         call(0)
     spent = interleave(calls, 1, REPEATS, pause=0)
     return result | {name: median(samples) for name, samples in spent.items()}
+
+
+def _encode(session: Session, images: np.ndarray, _: int) -> None:
+    session.encode(images)
 
 
 def one_by_one(explainer: Explainer, pictures: Pictures, clock: Clock) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def _seconds(torch: Any, work: Any) -> float:
         end.record()
         torch.cuda.synchronize()
         spent.append(start.elapsed_time(end) / 1000)
-    return median(spent[2:])
+    return float(median(spent[2:]))
 
 
 def run_tests(paths: list[str], seconds: float) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.methods import NotApplicable
 from vitcx.kernels.host.upsampling import upsample
@@ -25,7 +26,7 @@ TAM_STEPS = 20
 
 
 @contextlib.contextmanager
-def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
+def attention_maps(model: Any) -> Iterator[list[Tensor]]:
     """While open, each forward pass fills the list with every block's attention (B,h,N,N).
 
     They stay in the graph, so gradients can be taken of them. Fused attention, which never makes
@@ -53,7 +54,7 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def to_map(model: nn.Module, patches: Tensor, image: FloatArray) -> FloatArray:
+def to_map(model: Any, patches: Tensor, image: FloatArray) -> FloatArray:
     """(prefix + patches,) values of tokens to an (H,W) map."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     height, width = model.patch_embed.grid_size
@@ -73,14 +74,14 @@ def rollout_matrix(attentions: list[Tensor]) -> Tensor:
     return total
 
 
-def rollout(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
+def rollout(model: Any, image: FloatArray, target: int) -> FloatArray:
     """Attention rollout; the same for every class."""
     with attention_maps(model) as maps, torch.no_grad():
         model(torch.from_numpy(image)[None])
         return to_map(model, rollout_matrix(maps)[0], image)
 
 
-def cgw2(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
+def cgw2(model: Any, image: FloatArray, target: int) -> FloatArray:
     """Chefer, Gur, Wolf, "Generic attention-model explainability" (ICCV 2021), for self-attention.
 
     ``R ← R + mean_h (∇A ⊙ A)⁺ R``, from the identity, first block to last; row of [CLS].
@@ -95,7 +96,7 @@ def cgw2(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
     return to_map(model, relevance[0], image)
 
 
-def tam(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
+def tam(model: Any, image: FloatArray, target: int) -> FloatArray:
     """Transition attention maps: Yuan et al., "Explaining information flow inside vision
     transformers using Markov chain" (XAI4Debugging 2021).
 

@@ -69,7 +69,7 @@ def product_rule(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tenso
     return a * (share @ b.mT) / 2, b * (a.mT @ share) / 2
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: Any) -> None:
     parts = ("patch_embed", "cls_token", "blocks", "norm", "head")
     if any(getattr(model, part, None) is None for part in parts):
         raise NotApplicable(f"{type(model).__name__}: these LRP rules are for ViTs with [CLS]")
@@ -89,7 +89,7 @@ def _shares(logits: Tensor) -> Tensor:
     return logits.abs() / logits.abs().sum().clamp(min=_TINY)
 
 
-def propagate(model: nn.Module, image: FloatArray, target: int) -> Relevance:
+def propagate(model: Any, image: FloatArray, target: int) -> Relevance:
     """Relevance of the target's logit, block by block, first block first.
 
     Raises
@@ -136,7 +136,7 @@ def propagate(model: nn.Module, image: FloatArray, target: int) -> Relevance:
 
 
 def _through_block(
-    block: nn.Module,
+    block: Any,
     attention: Tensor,
     kept: dict[nn.Module, tuple[Tensor, Tensor]],
     relevance: Tensor,
@@ -169,7 +169,7 @@ def _through_block(
     return skip + branch, to_map_
 
 
-def partial_lrp(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
+def partial_lrp(model: Any, image: FloatArray, target: int) -> FloatArray:
     """Positive relevance of the last block's attention, mean over heads, row of [CLS].
 
     Source: Voita et al., "Analyzing multi-head self-attention" (ACL 2019), for ViTs as in Chefer et
@@ -179,7 +179,7 @@ def partial_lrp(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
     return to_map(model, found.attentions[-1].clamp(min=0).mean(dim=0)[0], image)
 
 
-def cgw1(model: nn.Module, image: FloatArray, target: int) -> FloatArray:
+def cgw1(model: Any, image: FloatArray, target: int) -> FloatArray:
     """Product over blocks, last leftmost, of ``1 + mean_h (∇A ⊙ R_A)⁺``; row of [CLS]."""
     found = propagate(model, image, target)
     with attention_maps(model) as maps:

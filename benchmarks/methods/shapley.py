@@ -90,7 +90,8 @@ class ShapleyViT(nn.Module):
             nn.Linear(2 * width, classes),
         )
         # Starts near equal shares for all patches.
-        self.head[-1].weight.data.mul_(0.1)
+        last: Any = self.head[-1]
+        last.weight.data.mul_(0.1)
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
@@ -200,7 +201,7 @@ def train(
         values = efficient(explainer.shares(token_of[rows]), gap_of[rows])
         loss = shapley_loss(values, members[rows], gain_of[rows])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
     return explainer
