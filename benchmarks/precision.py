@@ -29,8 +29,9 @@ from vitcx.evaluation.subjects import find_pictures
 from vitcx.export.precision.formats import AVAILABLE
 from vitcx.export.precision.measuring import open_graph
 from vitcx.export.precision.reduced import write_reduced
-from vitcx.runtime.bundle import ENCODERS, Bundle, read_bundle
+from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.explainer import Explainer, load
+from vitcx.runtime.manifest import ENCODERS
 from vitcx.runtime.pictures.preprocess import prepare
 
 PRECISIONS = [name for name in AVAILABLE if name != "fp32"]

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vitcx.runtime.bundle import Bundle, Manifest, read_bundle, write_manifest
+from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
+from vitcx.runtime.manifest import Manifest
 
 SIZE, PATCH, CHANNELS, CLASSES = 32, 8, 6, 5
 OPSET = 20

@@ -18,8 +18,9 @@ from typing import Any
 import click
 
 from benchmarks.command import Benchmark, finish
-from vitcx.runtime.bundle import ENCODERS, PRECISIONS, Bundle, read_bundle, write_manifest
+from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
+from vitcx.runtime.manifest import ENCODERS, PRECISIONS
 
 
 def random_model(name: str, seed: int) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitcx import dataset, evaluation, export, kernels, runtime, serving
-    from vitcx.runtime.bundle import Bundle, Manifest, read_bundle
+    from vitcx.runtime.bundle import Bundle, read_bundle
     from vitcx.runtime.engines.registry import EngineStatus, probe_engines
     from vitcx.runtime.errors import (
         BundleError,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from vitcx.runtime.explainer import Explainer, load
     from vitcx.runtime.explanation import Explanation
+    from vitcx.runtime.manifest import Manifest
 
     __version__: str
 
@@ -36,7 +37,7 @@ _HOMES = {
     "Explainer": "vitcx.runtime.explainer",
     "Explanation": "vitcx.runtime.explanation",
     "InputError": "vitcx.runtime.errors",
-    "Manifest": "vitcx.runtime.bundle",
+    "Manifest": "vitcx.runtime.manifest",
     "MissingExtraError": "vitcx.runtime.errors",
     "VitcxError": "vitcx.runtime.errors",
     "load": "vitcx.runtime.explainer",

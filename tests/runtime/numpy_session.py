@@ -10,9 +10,10 @@ import numpy as np
 
 from vitcx.kernels.host.blend import blend
 from vitcx.kernels.host.noise import NoiseCache
-from vitcx.runtime.bundle import Bundle, Manifest
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.manifest import Manifest
 
 
 class NumpySession(Session):

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.runtime.numpy_session import numpy_explainer
-from vitcx.runtime.bundle import Manifest, read_bundle, write_manifest
+from vitcx.runtime.bundle import read_bundle, write_manifest
 from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import Manifest
 
 # The least that is ONNX: the version of its format, and three others.
 GRAPH, EXACT, OTHER = b"\x08\x08", b"\x08\x09", b"\x08\x0a"

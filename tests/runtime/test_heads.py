@@ -11,8 +11,8 @@ import pytest
 
 import vitcx
 from tests.tiny_bundle import SIZE, make_manifest, random_picture, write_tiny_bundle
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import BundleError, InputError
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.pictures.preprocess import prepare
 
 pytest.importorskip("onnx", reason="the tiny bundle is written with onnx")

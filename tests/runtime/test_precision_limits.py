@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundle import write_tiny_bundle
-from vitcx.runtime.bundle import Manifest, write_manifest
+from vitcx.runtime.bundle import write_manifest
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.explainer import load
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.precision_limits import LIMITS, check_precision
 
 pytest.importorskip("onnx", reason="needs the extra 'export'")

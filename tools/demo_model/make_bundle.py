@@ -17,8 +17,9 @@ import vitcx.runtime.demo
 from benchmarks.models import embedded_module
 from tools.demo_model import model as demo_model
 from vitcx.export import export_model
-from vitcx.runtime.bundle import MODEL_NAME, Bundle
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.demo.scenes import CLASS_NAMES, FIRST_FRESH_SEED, make_scene
+from vitcx.runtime.manifest import MODEL_NAME
 
 DEMO_FOLDER = Path(vitcx.runtime.demo.__file__).parent / "bundle"
 

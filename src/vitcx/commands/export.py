@@ -11,7 +11,12 @@ from rich.text import Text
 from vitcx.commands.plan import build_and_tell
 from vitcx.commands.terminal import make_console, plain, say
 from vitcx.export import export_model
-from vitcx.runtime.bundle import (
+from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
+from vitcx.runtime.engines.tensorrt.capabilities import check_capabilities
+from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import (
     ENCODERS,
     HEADS,
     INTERPOLATIONS,
@@ -20,11 +25,6 @@ from vitcx.runtime.bundle import (
     TARGET_KINDS,
     Manifest,
 )
-from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
-from vitcx.runtime.engines.tensorrt.capabilities import check_capabilities
-from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
-from vitcx.runtime.engines.tensorrt.profiles import Shapes
-from vitcx.runtime.errors import InputError
 from vitcx.runtime.precision_limits import precision_problem
 
 

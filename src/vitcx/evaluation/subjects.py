@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.evaluation.boxes import Annotation, box_mask, boxes_in_frame
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.pictures.preprocess import normalise, prepare
 from vitcx.runtime.targets import resolve_targets
 from vitcx.sources.items import Box, Item

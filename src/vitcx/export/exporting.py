@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING
 from vitcx.export.extras import require_export_extra
 from vitcx.export.folders import check_target, folder_in_place_of
 from vitcx.export.sources.spec import ModelSpec
-from vitcx.runtime.bundle import (
-    ENCODERS,
-    LAYERS,
-    Bundle,
-    Manifest,
-    read_bundle,
-    write_manifest,
-)
+from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import ENCODERS, LAYERS, Manifest
 from vitcx.runtime.pictures.reading import read_picture
 
 _logger = logging.getLogger(__name__)
@@ -89,7 +83,7 @@ def export_model(
         any there is one target, the norm of the features.
     mean, std : normalisation of the pictures, one number for each channel or one for all; None
         takes the model's own.
-    interpolation : the resize filter, one of `vitcx.runtime.bundle.INTERPOLATIONS`; None: the
+    interpolation : the resize filter, one of `vitcx.runtime.manifest.INTERPOLATIONS`; None: the
         model's own.
     crop : the share of the resized picture that a centre crop keeps, or "squash" to resize the
         whole picture to the input; None: the model's own.

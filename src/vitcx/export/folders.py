@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitcx.runtime.bundle import MANIFEST_NAME
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import MANIFEST_NAME
 
 
 def check_target(target: Path, force: bool) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import CHECK_NAME, Manifest
 from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import CHECK_NAME, Manifest
 
 FloatArray = NDArray[np.float32]
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcx.kernels.closing import Closing
-from vitcx.runtime.bundle import MANIFEST_NAME, Bundle, Manifest, read_bundle
+from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.manifest import MANIFEST_NAME, Manifest
 from vitcx.runtime.method.registry import METHODS, complete_settings
 from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.pipeline.stages import Steps

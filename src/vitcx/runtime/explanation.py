@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitcx.runtime.bundle import SCORE_KINDS
+from vitcx.runtime.manifest import SCORE_KINDS
 from vitcx.runtime.pictures.overlay import add_caption, overlay
 from vitcx.runtime.result_files import save_result
 
@@ -45,7 +45,7 @@ class Explanation:
     provenance : model, engine, device and versions.
     original : the picture as a person sees it.
     box : (left, top, right, bottom), what the model saw of `original`, in its pixels.
-    target_kind : what a target is, one of `vitcx.runtime.bundle.TARGET_KINDS`.
+    target_kind : what a target is, one of `vitcx.runtime.manifest.TARGET_KINDS`.
     image : the path or name that the picture was given by; None for arrays and PIL images.
     """
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitcx.runtime.bundle import (
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import (
     EMBEDDING,
     INPUT,
     PATCHES,
     PICTURES,
     PROBABILITIES,
     TOKENS,
-    Bundle,
     Manifest,
 )
-from vitcx.runtime.errors import BundleError
 
 # A size that may be anything.
 ANY = -1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import Manifest
 
 log = logging.getLogger("vitcx")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.colormap import color_table
 from vitcx.runtime.pictures.overlay import drawing

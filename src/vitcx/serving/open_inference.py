@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.manifest import Manifest
 from vitcx.serving import json_text
 
 MOST_IMAGES = 64

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture

@@ -12,13 +12,14 @@ import pytest
 
 import vitcx
 from tests.tiny_bundle import CHANNELS, CLASSES, SIZE, write_tiny_bundle
-from vitcx.runtime.bundle import CHECK_NAME, Bundle, read_bundle, write_manifest
+from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.check_record import CheckRecord, drawn_picture, read_record, write_record
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.engines import registry
 from vitcx.runtime.engines.engine import Engine, EngineStatus
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session
 from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.manifest import CHECK_NAME
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -30,7 +30,7 @@ class Site:
     path : of the submodule in the model.
     arrange : makes its output (B,D,h,w); a shape that does not fit raises `InputError`.
     distance_threshold : default δ for this family.
-    layer : what it is of its block, one of `vitcx.runtime.bundle.LAYERS`.
+    layer : what it is of its block, one of `vitcx.runtime.manifest.LAYERS`.
     """
 
     path: str

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcx.export.graph.observing import kind_of
-from vitcx.runtime.bundle import HEADS
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import HEADS
 
 # torch's names of the operations that end a model -> what they make.
 _ENDINGS = {
@@ -80,7 +80,7 @@ class Head:
 
     Attributes
     ----------
-    name : one of `vitcx.runtime.bundle.HEADS`.
+    name : one of `vitcx.runtime.manifest.HEADS`.
     target_kind : one of that head's kinds.
     scores : logits (B,C) to scores.
     default_names : of the targets, where nobody names them.

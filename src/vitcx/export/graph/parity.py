@@ -16,8 +16,8 @@ from torch import nn
 
 from vitcx.export.graph.to_onnx import OUTPUTS
 from vitcx.export.sources.preprocessing import Preprocessing
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, TOKENS
 from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
 from vitcx.runtime.onnx_runtime import import_onnxruntime
 from vitcx.runtime.pictures.reading import read_picture
 

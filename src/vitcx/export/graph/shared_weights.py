@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitcx.runtime.bundle import WEIGHTS_NAME
+from vitcx.runtime.manifest import WEIGHTS_NAME
 
 # Smaller ones stay in their graph: shapes and axes, which engines read when they build, and biases.
 _LEAST_BYTES = 1024

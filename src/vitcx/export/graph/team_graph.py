@@ -11,8 +11,8 @@ from vitcx.export.graph.team_parity import check_teams
 from vitcx.export.graph.to_onnx import OUTPUTS, write_onnx, write_teams_onnx
 from vitcx.export.graph.tokens import NoTeams, Teams, find_teams
 from vitcx.export.sources.preprocessing import Preprocessing
-from vitcx.runtime.bundle import MODEL_NAME, TOKENS
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import MODEL_NAME, TOKENS
 
 WITH_TOKENS = (*OUTPUTS, TOKENS)
 

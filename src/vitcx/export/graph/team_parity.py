@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vitcx.export.graph.parity import Tolerance, normalised, scene
 from vitcx.export.graph.tokens import Teams, plain_features
 from vitcx.export.sources.preprocessing import Preprocessing
-from vitcx.runtime.bundle import (
+from vitcx.runtime.errors import BundleError
+from vitcx.runtime.manifest import (
     ENCODER_NAME,
     INPUT,
     MODEL_NAME,
@@ -24,7 +25,6 @@ from vitcx.runtime.bundle import (
     TEAMS_NAME,
     TOKENS,
 )
-from vitcx.runtime.errors import BundleError
 from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 Array = NDArray[np.float32]

@@ -15,7 +15,8 @@ from torch import nn
 from vitcx.export.graph.attention_axes import four_axes
 from vitcx.export.graph.window_attention import windows_as_heads
 from vitcx.export.quiet import only_errors_from
-from vitcx.runtime.bundle import (
+from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import (
     EMBEDDING,
     INPUT,
     MODEL_NAME,
@@ -25,7 +26,6 @@ from vitcx.runtime.bundle import (
     TEAMS_NAME,
     TOKENS,
 )
-from vitcx.runtime.errors import InputError
 
 # How an attention is written -> opset of the graph. "plain" takes it apart into products and a
 # softmax; "fused" is one node each, of which an engine makes one kernel if it has it.

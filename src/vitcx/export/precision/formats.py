@@ -10,8 +10,8 @@ from pathlib import Path
 from vitcx.export.graph.parity import FLOAT32, Tolerance
 from vitcx.export.precision.half import write_half, write_rounded
 from vitcx.export.precision.int8 import write_int8
-from vitcx.runtime.bundle import PRECISIONS
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import PRECISIONS
 
 
 @dataclass(frozen=True)

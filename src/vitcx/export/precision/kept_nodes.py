@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vitcx.runtime.bundle import EMBEDDING
+from vitcx.runtime.manifest import EMBEDDING
 
 # Sums of many terms, exponentials, and what divides by them. The LayerNorm of a ViT in float16
 # ruins its accuracy on TensorRT (NVIDIA/TensorRT issues 2709, 2564, 4723).

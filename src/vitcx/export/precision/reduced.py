@@ -9,7 +9,7 @@ import onnx_ir as ir
 from vitcx.export.graph.shared_weights import share_weights
 from vitcx.export.graph.to_onnx import save_graph
 from vitcx.export.precision.formats import Precision
-from vitcx.runtime.bundle import ENCODER_NAME, MODEL_NAME, TEAMS_NAME
+from vitcx.runtime.manifest import ENCODER_NAME, MODEL_NAME, TEAMS_NAME
 
 
 def write_reduced(

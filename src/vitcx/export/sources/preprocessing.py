@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_import import import_timm
-from vitcx.runtime.bundle import INTERPOLATIONS, Manifest
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import INTERPOLATIONS, Manifest
 from vitcx.runtime.pictures.preprocess import prepare
 
 # timm's "border" pads the long side to a square: the whole picture is kept, so the nearest of ours

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vitcx.runtime.bundle import CROP_MODES, INTERPOLATIONS
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import CROP_MODES, INTERPOLATIONS
 
 TokenLayout = Literal["BND", "BHWD", "BDHW"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,7 +32,7 @@ class ModelSpec:
     mean, std : normalisation of values in [0, 1], one number for each channel of the input.
     crop_fraction : in (0, 1]; the resized picture's share that the crop keeps.
     crop_mode : "center" or "squash", as in the bundle's manifest.
-    interpolation : the resize filter, one of `vitcx.runtime.bundle.INTERPOLATIONS`.
+    interpolation : the resize filter, one of `vitcx.runtime.manifest.INTERPOLATIONS`.
     class_names : C names; None makes "class 0", "class 1", ...
     distance_threshold : default δ of the clustering, in [0, 1].
     name : of the model, for the manifest; None takes the name of its class.

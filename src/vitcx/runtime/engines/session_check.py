@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.errors import first_line
-from vitcx.runtime.bundle import Bundle, Manifest
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.check_record import (
     drawn_picture,
     embedding_difference,
@@ -22,6 +22,7 @@ from vitcx.runtime.check_record import (
 )
 from vitcx.runtime.engines.session import Session, TeamBatch
 from vitcx.runtime.errors import BundleError, EngineError, VitcxError
+from vitcx.runtime.manifest import Manifest
 
 FloatArray = NDArray[np.float32]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.pictures.decoding import MAX_PIXELS
 from vitcx.runtime.pictures.reading import (
     EncodedPicture,

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.host.blend import DROPPED, KEPT
 from vitcx.kernels.host.upsampling import upsample
-from vitcx.runtime.bundle import Manifest
 from vitcx.runtime.engines.session import Session
 from vitcx.runtime.errors import BundleError, InputError, NoAnswerError
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.method.aggregation import aggregate, coverage_of
 from vitcx.runtime.method.estimators.teams import make_teams, team_order, team_size
 from vitcx.runtime.method.registry import METHODS

@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.host.blend import blend
 from vitcx.kernels.host.noise import NoiseCache
-from vitcx.runtime.bundle import (
-    EMBEDDING,
-    INPUT,
-    PATCHES,
-    PICTURES,
-    PROBABILITIES,
-    TOKENS,
-    Bundle,
-)
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.cpu.parallel_passes import ParallelPasses, available_cores
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.manifest import EMBEDDING, INPUT, PATCHES, PICTURES, PROBABILITIES, TOKENS
 
 FloatArray = NDArray[np.float32]
 

@@ -21,7 +21,7 @@ from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Bundle
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.ort_cuda.placement import (
     check_placement,
     placed_nodes,
@@ -29,6 +29,7 @@ from vitcx.runtime.engines.ort_cuda.placement import (
 )
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.graph_interface import check_interface, interface_of
+from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES
 from vitcx.runtime.onnx_runtime import interface_of_session
 
 FloatArray = NDArray[np.float32]

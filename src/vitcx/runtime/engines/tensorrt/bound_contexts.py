@@ -19,13 +19,13 @@ from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.blending import Blender
 from vitcx.kernels.gpu.device import CudaGraph, Gpu, PinnedBuffer
 from vitcx.kernels.gpu.launcher import KernelLauncher
-from vitcx.runtime.bundle import EMBEDDING, INPUT, PROBABILITIES, Manifest
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.session import PixelBatch, Scores
 from vitcx.runtime.engines.tensorrt.context import Context
 from vitcx.runtime.engines.tensorrt.library import Library
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
+from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, Manifest
 
 if TYPE_CHECKING:
     import tensorrt as trt

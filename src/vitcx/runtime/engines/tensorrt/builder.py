@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitcx.runtime.bundle import INPUT, TOKENS, Bundle
+from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt import version_8
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import set_targets
@@ -23,6 +23,7 @@ from vitcx.runtime.engines.tensorrt.progress import Progress, Watch, progress_mo
 from vitcx.runtime.engines.tensorrt.timing_cache import keep_timings, use_timings
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.graph_interface import check_interface, interface_of
+from vitcx.runtime.manifest import INPUT, TOKENS
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -16,7 +16,6 @@ from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.runtime.bundle import INPUT, Manifest
 from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
@@ -24,6 +23,7 @@ from vitcx.runtime.engines.tensorrt.profiles import SCORE, Shapes
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.graph_interface import check_interface, interface_of
+from vitcx.runtime.manifest import INPUT, Manifest
 
 if TYPE_CHECKING:
     import tensorrt as trt
