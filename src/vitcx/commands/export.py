@@ -80,7 +80,7 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     "--class-names",
     "names_file",
     type=click.Path(path_type=Path),
-    help="File with a JSON list, or one name a line.",
+    help="File of names: JSON, YAML, CSV, or one a line.",
 )
 @click.option(
     "--labels",

@@ -66,7 +66,7 @@ def export_model(
     checkpoint : weights for a named model; None downloads timm's.
     num_classes : None takes those of the checkpoint or the hub.
     weights : "ema" or "raw", where a checkpoint holds both; None takes "ema", as timm does.
-    class_names : C names, or the path of a file of them (a JSON list, or one a line); None takes
+    class_names : C names, or the path of a file of them (see `class_files`); None takes
         those of the model's label set, or "class 0", ...
     labels : of a model with a text tower (``clip:NAME``), its classes in words, or a file of them.
     img_size : side or (H, W) in pixels; None keeps the model's own.
@@ -149,7 +149,8 @@ def export_model(
     from vitcx.export.precision.formats import find_precision
     from vitcx.export.precision.measuring import measure_figures
     from vitcx.export.precision.reduced import write_reduced
-    from vitcx.export.sources.class_names import read_class_names, resolve_class_names
+    from vitcx.export.sources.class_files import read_class_names
+    from vitcx.export.sources.class_names import resolve_class_names
     from vitcx.export.sources.opening import open_source
     from vitcx.export.sources.preprocessing import override, read_references
 

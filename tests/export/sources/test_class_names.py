@@ -8,9 +8,9 @@ import pytest
 
 from tests.export import tiny
 from vitcx.export.graph.heads import Head, Softmax
+from vitcx.export.sources.class_files import read_class_names
 from vitcx.export.sources.class_names import (
     label_set_names,
-    read_class_names,
     resolve_class_names,
     shortest_distinct,
 )
@@ -44,6 +44,36 @@ def test_files_that_cannot_be_used(content: bytes | None, message: str, tmp_path
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_class_names(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '["cat", "dog, wild"]'),
+        ("config.json", '{"x": 1, "id2label": {"1": "dog, wild", "0": "cat"}}'),
+        ("class_to_idx.json", '{"dog, wild": 1, "cat": 0}'),
+        ("a.yaml", "names:\n  0: cat\n  1: 'dog, wild'\n"),
+        ("b.yml", "- cat\n- dog, wild\n"),
+        ("c.yaml", 'names: [cat, "dog, wild"]\n'),
+        ("a.csv", 'cat\n"dog, wild"\n'),
+        ("b.csv", 'index,name\n1,"dog, wild"\n0,cat\n'),
+        ("c.csv", 'name,index\n"dog, wild",1\ncat,0\n'),
+        ("a.txt", "cat\ndog, wild\n"),
+    ],
+)
+def test_names_in_any_of_the_usual_files(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_class_names(tmp_path / name) == ("cat", "dog, wild")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.json", '{"cat": 0, "dog": 2}'), ("b.json", '{"a": "b"}'), ("a.csv", "0,cat\n0,dog\n")],
+)
+def test_indices_that_are_not_each_once(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match="must hold names, one for each class from 0"):
+        read_class_names(tmp_path / name)
 
 
 def head(*names: str) -> Head:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,30 +11,6 @@ from torch import nn
 from vitcx.export.graph.heads import Head
 from vitcx.export.sources.timm_import import import_timm
 from vitcx.runtime.errors import InputError
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Names from a file: a JSON list of strings, or one name a line (empty lines are left out).
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, is not UTF-8, or has no names.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read class names from '{path}': {error}") from None
-    if text.lstrip().startswith("["):
-        try:
-            names = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"'{path}' starts as a JSON list but is not one: {error}") from None
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"'{path}' must hold names: a JSON list of strings, or one name a line")
-    return tuple(names)
 
 
 def resolve_class_names(
