@@ -1,0 +1,121 @@
+"""Links in the documents lead somewhere, their Python runs, and their commands are understood."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitcx
+from vitcx.cli import root
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("docs", "examples", "benchmarks", "tests/emulator")
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
+)
+NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+# A block that begins so cannot run here: it says what it needs.
+NEEDS = "# needs: "
+
+
+def blocks_of(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.M)
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.M)
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(path.read_text("utf-8")), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):  # another site's: nothing here may ask the network
+            continue
+        target, _, anchor = link.partition("#")
+        found = page.parent / target if target else page
+        assert found.exists(), link
+        assert not anchor or anchor in anchors_of(found), link
+
+
+def test_the_list_of_pages_names_every_page():
+    page = ROOT / "docs" / "README.md"
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", page.read_text("utf-8")))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+PYTHON = [
+    pytest.param(block, id=f"{path.name}-{number}")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for number, block in enumerate(blocks_of(path, "python"))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where blocks run: photo.jpg, and shards/ that `vitcx dataset` made of it."""
+    pytest.importorskip("pyarrow", reason="pyarrow (extra dataset) is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra cpu) is not installed")
+    folder = tmp_path_factory.mktemp("documents")
+    photo = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    Image.fromarray(photo).save(folder / "photo.jpg")
+    out = str(folder / "shards")
+    code = root.main(
+        ["dataset", str(folder / "photo.jpg"), "--out", out, "--preset", "quick"],
+        standalone_mode=False,
+    )
+    assert not code
+    return folder
+
+
+@pytest.mark.parametrize("block", [p for p in PYTHON if not p.values[0].startswith(NEEDS)])
+def test_the_python_of_the_pages_runs(block, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with vitcx.load("demo", engine="onnxruntime") as explainer:
+        exec(compile(block, "documents", "exec"), {"explainer": explainer, "picture": "photo.jpg"})
+
+
+@pytest.mark.parametrize("block", [p for p in PYTHON if p.values[0].startswith(NEEDS)])
+def test_what_the_other_python_imports_of_vitcx_is_there(block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitcx"):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+LINES = sorted(
+    {
+        line
+        for path in DOCUMENTS
+        for block in blocks_of(path, "console")
+        for line in block.splitlines()
+    }
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_of_the_pages_is_understood(line):
+    program, *words = shlex.split(line)
+    assert program == "vitcx"
+    command: click.Command = root
+    context = click.Context(root)
+    while isinstance(command, click.Group):
+        name, *words = words
+        found = command.get_command(context, name)
+        assert found is not None, name
+        command = found
+    command.make_context(command.name, words)
