@@ -75,7 +75,7 @@ def bundles(count: int, bundle: str, seconds: float) -> dict[str, Any]:
             worker.kill()
             worker.join()
     return {
-        "planned": count,
+        "wanted": count,
         "opened": sum(outcomes.values()),
         "outcomes": dict(sorted(outcomes.items())),
         "failures": sum(n for name, n in outcomes.items() if name not in ("explained", "refused")),

@@ -137,7 +137,7 @@ def attack(port: int, count: int, make: Callable[[random.Random], bytes], second
     for thread in threads:
         thread.join()
     return {
-        "planned": count,
+        "wanted": count,
         "sent": sum(codes.values()),
         "answers": dict(sorted(codes.items())),
         "failures": sum(n for code, n in codes.items() if is_failure(code)),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.models import site_of
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]

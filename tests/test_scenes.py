@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vitcx.runtime.demo.distractors import distractor
 from vitcx.runtime.demo.scenes import CLASS_NAMES, FIRST_FRESH_SEED, SIZE, Scene, make_scene
-from vitcx.runtime.demo.shapes import CLASSES, distractor
+from vitcx.runtime.demo.shapes import CLASSES
 
 
 def _scenes(objects: int, count: int = 60) -> list[Scene]:

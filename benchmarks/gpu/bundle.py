@@ -27,7 +27,7 @@ def random_model(name: str, seed: int) -> Any:
     """timm's model with its initial weights under a seed, in evaluation mode."""
     import torch
 
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     timm = import_timm()
     torch.manual_seed(seed)

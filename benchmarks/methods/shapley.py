@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.command import Benchmark, finish
 from benchmarks.models import embedded_module
 from vitcx.evaluation.subjects import scene_subjects
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.kernels.host.upsampling import upsample
 from vitcx.runtime.demo.scenes import make_scene
 from vitcx.runtime.digests import replacing

@@ -12,7 +12,7 @@ import pytest
 def vit() -> Any:
     """In evaluation mode; tests leave its weights as they are."""
     torch = pytest.importorskip("torch")
-    timm_import = pytest.importorskip("vitcx.export.sources.timm_import")
+    timm_import = pytest.importorskip("vitcx.export.timm_import")
     try:
         timm = timm_import.import_timm()
     except ModuleNotFoundError:

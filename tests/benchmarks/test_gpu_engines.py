@@ -121,7 +121,7 @@ def test_a_step_that_fails_is_a_line_and_the_rest_is_measured(explainers, quick,
 def vit():
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     try:
         transformer = import_timm().models.vision_transformer.VisionTransformer

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from benchmarks.methods import NotApplicable, attention, method, relevance  # noqa: E402
-from vitcx.export.sources.timm_import import import_timm  # noqa: E402
+from vitcx.export.timm_import import import_timm  # noqa: E402
 from vitcx.kernels.host.upsampling import upsample  # noqa: E402
 from vitcx.runtime.errors import InputError  # noqa: E402
 

@@ -11,7 +11,7 @@ from vitcx.evaluation.boxes import pointing_hit  # noqa: E402
 from vitcx.evaluation.curves import Question, score_curves  # noqa: E402
 from vitcx.evaluation.imputation import NOISE_STD, impute  # noqa: E402
 from vitcx.evaluation.metrics import sparseness  # noqa: E402
-from vitcx.export.sources.timm_import import import_timm  # noqa: E402
+from vitcx.export.timm_import import import_timm  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import save_file
 
 from vitcx.cli import main
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.bundle import read_bundle
 
 

@@ -78,7 +78,7 @@ def test_a_broken_installation_says_what_is_broken(monkeypatch: pytest.MonkeyPat
 def test_timm_is_imported_beside_a_torchvision_without_operators() -> None:
     """Twice gives the same module, and a detector's operator is declared one way or the other."""
     said = run(
-        "from vitcx.export.sources.timm_import import import_timm\n"
+        "from vitcx.export.timm_import import import_timm\n"
         "import_timm().create_model\n"
         "import torch, torchvision\n"
         "print(import_timm() is import_timm(), hasattr(torch.ops.torchvision, 'nms'))"
@@ -87,7 +87,7 @@ def test_timm_is_imported_beside_a_torchvision_without_operators() -> None:
 
 
 def test_another_failure_of_timm_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitcx.export.sources import timm_import
+    from vitcx.export import timm_import
 
     def fail(name: str) -> None:
         raise RuntimeError("something else")

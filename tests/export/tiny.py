@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 
 CLASSES = 7
 _VIT = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 64, "num_classes": CLASSES}

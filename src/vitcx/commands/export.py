@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
+from vitcx.commands.export_report import tell_of_bundle
 from vitcx.commands.plan import build_and_tell
 from vitcx.commands.terminal import make_console, plain, say
 from vitcx.export import export_model
@@ -22,10 +23,7 @@ from vitcx.runtime.manifest import (
     INTERPOLATIONS,
     LAYERS,
     PRECISIONS,
-    TARGET_KINDS,
-    Manifest,
 )
-from vitcx.runtime.precision_limits import precision_problem
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -260,51 +258,9 @@ def command(
             # Nothing where stderr is no terminal: --verbose logs the steps.
             report=lambda step: status.update(Text(plain(step))),
         )
-    m = bundle.manifest
-    megabytes = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
-    say(
-        f"{bundle.path}: {m.model_name}, {m.input_size[0]}x{m.input_size[1]}, "
-        f"{m.num_classes} {_targets(m)}, embedding {m.channels}x{m.grid[0]}x{m.grid[1]} "
-        f"at {m.layer_path}, {megabytes:.1f} MB"
-    )
-    say(f"weights: {m.source}")
-    if m.target_kind != "class":
-        say(f"a score is {TARGET_KINDS[m.target_kind]}")
-    say(
-        f"against torch on {m.parity['images']:.0f} images: {_outputs(m)} within "
-        f"{m.parity['probabilities_max_abs']:.1e}, embedding within "
-        f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
-        "of its own)"
-    )
-    if not bundle.has_teams and teams is None:
-        click.echo("this model needs every patch in place: teams are asked in pixels")
-    if figures := m.precision_figures:
-        say(
-            f"{m.precision} against fp32 on {figures['images']:.0f} images, of which "
-            f"{figures['photographs']:.0f} photographs: the same likeliest class in "
-            f"{figures['top1_agreement']:.0%}, rank correlation of the maps "
-            f"{figures['rank_correlation_median']:.3f} in the median "
-            f"({figures['rank_correlation_min']:.3f} at the least), deletion "
-            f"{figures['deletion_change']:+.4f}, insertion {figures['insertion_change']:+.4f}"
-        )
-        if not figures["photographs"]:
-            say("give photographs with --check-image: drawn scenes say less")
-    if problem := precision_problem(m):
-        say(f"vitcx will refuse it without --allow-imprecise: {problem}")
+    tell_of_bundle(bundle, teams_asked=teams is not None)
     if str(out) == "demo":
         say("give it as './demo': 'demo' alone is the embedded model")
     if engine is not None:
         plan = Path(f"{bundle.path.resolve()}.plan")
         build_and_tell(bundle, plan, engine, Shapes().batch_size, options)
-
-
-def _targets(m: Manifest) -> str:
-    """The manifest's targets in the plural, or the singular for one."""
-    name = {"class": "classes", "similarity": "similarities"}.get(
-        m.target_kind, f"{m.target_kind}s"
-    )
-    return name if m.num_classes != 1 else m.target_kind
-
-
-def _outputs(m: Manifest) -> str:
-    return "probabilities" if m.scores_are_probabilities else "scores"

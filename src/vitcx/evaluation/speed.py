@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.engines.cpu.parallel_passes import available_cores
+from vitcx.runtime.cores import available_cores
 from vitcx.runtime.explainer import Explainer
 
 FloatArray = NDArray[np.float32]

@@ -44,7 +44,7 @@ def explained(
     """Answers by a mask-based method on the engine.
 
     Subjects without a target are packed with their neighbours; one with a target runs alone, since
-    a job has one target for all its pictures.
+    a study has one target for all its pictures.
     """
     waiting: deque[Subject] = deque()
 

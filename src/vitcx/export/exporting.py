@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitcx.export.extras import require_export_extra
 from vitcx.export.folders import check_target, folder_in_place_of
-from vitcx.export.sources.spec import ModelSpec
+from vitcx.export.spec import ModelSpec
 from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
@@ -149,10 +149,10 @@ def export_model(
     from vitcx.export.precision.formats import find_precision
     from vitcx.export.precision.measuring import measure_figures
     from vitcx.export.precision.reduced import write_reduced
+    from vitcx.export.preprocessing import override, read_references
     from vitcx.export.sources.class_files import read_class_names
     from vitcx.export.sources.class_names import resolve_class_names
     from vitcx.export.sources.opening import open_source
-    from vitcx.export.sources.preprocessing import override, read_references
 
     chosen = find_precision(precision)
     if encoder not in ENCODERS:

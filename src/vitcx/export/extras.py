@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.onnx_runtime import switch_telemetry_off
 

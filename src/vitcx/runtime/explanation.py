@@ -40,7 +40,7 @@ class Explanation:
     masks : (K,h,w) float32 at patch resolution; the pixel masks are their bilinear upsampling.
     impacts : (T,K) float32, ``s_k`` of eq. 2 (or of the estimator chosen).
     coverage : (H,W) float32 in [0, 1], ρ of section 3.4.
-    timings : seconds by stage; in packed jobs, this picture's share of the shared batches.
+    timings : seconds by stage; packed with others, this picture's share of the shared batches.
     settings : the settings in force.
     provenance : model, engine, device and versions.
     original : the picture as a person sees it.
@@ -128,7 +128,16 @@ class Explanation:
         """
         from vitcx.runtime.pictures.figure import draw_figure
 
-        return draw_figure(self, i, masks)
+        return draw_figure(
+            self.original,
+            self.box,
+            self.title(i),
+            saliency=self.saliency[i],
+            coverage=self.coverage,
+            masks=self.masks,
+            impacts=self.impacts[i],
+            count=masks,
+        )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, as `save` writes them."""

@@ -11,13 +11,11 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from vitcx.kernels.host.philox import SEED_LIMIT
 from vitcx.runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from vitcx.runtime.presets import PresetName
+from vitcx.runtime.presets import PresetName
 
 MethodName = Literal["vit-cx", "score-cam", "rise", "occlusion", "random-cx"]
 EstimatorName = Literal[

@@ -13,8 +13,8 @@ from torch import nn
 from tests.export import tiny
 from vitcx.export.graph.arrangement import Windows
 from vitcx.export.graph.embedding import WithEmbedding, find_site, site_of_spec
-from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_models import resize
+from vitcx.export.spec import ModelSpec
 from vitcx.runtime.errors import InputError
 
 LAYERS = ("norm1", "attn", "block")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vitcx.export.graph.parity import FLOAT32, Difference, check_parity, scene
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import BundleError, InputError
 
 PREPROCESSING = Preprocessing((8, 12), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1.0, "center", "bicubic")

@@ -23,7 +23,7 @@ from vitcx.export.graph.to_onnx import save_graph
 from vitcx.export.graph.tokens import NoTeams, Teams, find_teams, plain_features
 from vitcx.export.precision.formats import AVAILABLE
 from vitcx.export.precision.reduced import write_reduced
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.errors import BundleError, InputError
 

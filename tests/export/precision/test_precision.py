@@ -345,7 +345,7 @@ def test_the_command_says_what_it_costs_and_whether_it_will_be_refused(
     from PIL import Image
     from safetensors.torch import save_file
 
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     model = import_timm().create_model("test_vit", num_classes=2)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")

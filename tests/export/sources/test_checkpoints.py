@@ -17,7 +17,7 @@ from torch import nn
 from tests.export import tiny
 from vitcx.export.sources.checkpoint_files import read_checkpoint
 from vitcx.export.sources.checkpoints import head_classes, load_strictly, match_keys
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 

@@ -14,7 +14,7 @@ from vitcx.export.sources.class_names import (
     resolve_class_names,
     shortest_distinct,
 )
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 

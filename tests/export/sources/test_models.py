@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.export import tiny
+from vitcx.export.preprocessing import preprocessing_of_timm
 from vitcx.export.sources.checkpoint_files import read_checkpoint
-from vitcx.export.sources.preprocessing import preprocessing_of_timm
-from vitcx.export.sources.timm_import import import_timm
 from vitcx.export.sources.timm_models import resize, timm_model
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 TINY = "test_vit"  # timm's own model for tests: 160 pixels, patch 16, width 64

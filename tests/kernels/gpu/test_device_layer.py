@@ -393,7 +393,7 @@ def test_dlpack_out_orders_the_consumer_behind_us(core, monkeypatch):
         array.__dlpack__(stream=0)
 
 
-# --- transfers and graphs -------------------------------------------------------------------------
+# --- transfers and CUDA graphs --------------------------------------------------------------------
 
 
 def test_up_and_down_again(core):
@@ -430,7 +430,7 @@ def test_pinned_memory_is_freed_once(core):
     assert fake_cuda.Buffer.live == 0
 
 
-def test_a_graph_records_then_launches(core):
+def test_a_cuda_graph_records_then_launches(core):
     device = Gpu()
     stream = device.new_stream()
     seen = []

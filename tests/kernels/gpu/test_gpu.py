@@ -212,7 +212,7 @@ def test_cupy_in_without_a_copy(device):
         assert taken.pointer == array.data.ptr
 
 
-def test_a_graph_of_two_kernels(device, launcher):
+def test_a_cuda_graph_of_two_kernels(device, launcher):
     with device.new_stream() as stream:
         embedding = np.random.default_rng(2).normal(size=(8, 14, 14)).astype(np.float32)
         source = device.upload(embedding, stream)

@@ -36,7 +36,7 @@ def noise_picture(width, height):
 )
 def test_pixels_are_what_timm_makes(shape, size, crop_fraction, crop_mode):
     pytest.importorskip("torch")
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     import_timm()
     from timm.data import create_transform

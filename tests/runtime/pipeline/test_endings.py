@@ -55,7 +55,7 @@ def burst(error: BaseException) -> Callable[..., Any]:
     [
         (Steps, "prepare"),
         (Steps, "encode"),
-        (Steps, "plan"),
+        (Steps, "choose_masks"),
         (Steps, "finish"),
         (Packer, "pack"),
         (Packer, "add"),

@@ -200,7 +200,7 @@ def test_a_bad_target_fails_alone(explainer: Explainer) -> None:
     assert isinstance(second, vitcx.InputError)
 
 
-def test_an_engine_that_fails_ends_the_job(explainer: Explainer) -> None:
+def test_an_engine_that_fails_ends_the_pipeline(explainer: Explainer) -> None:
     watched(explainer).fail_batches = {3}
     with pytest.raises(RuntimeError, match="device is gone"):
         list(explainer.try_explain_many([random_picture(i) for i in range(20)]))
@@ -290,7 +290,7 @@ def test_pictures_are_encoded_together_where_asked(explainer: Explainer) -> None
     assert session.encoded == [3, 3, 2]
 
 
-def test_memory_held_does_not_grow_with_the_job(explainer: Explainer) -> None:
+def test_memory_held_does_not_grow_with_the_number_of_pictures(explainer: Explainer) -> None:
     """The pictures of finished explanations are let go of: counted by weak references."""
     import weakref
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vitcx.export.graph.arrangement import Map, Tokens, Windows
 from vitcx.export.graph.finder import find_place
-from vitcx.export.graph.heads import Scores, Softmax, logits_of
+from vitcx.export.graph.heads import HeadScores, Softmax, logits_of
 from vitcx.export.graph.layout import Probe, check_layout
-from vitcx.export.sources.preprocessing import input_channels, input_size_of
-from vitcx.export.sources.spec import ModelSpec
+from vitcx.export.preprocessing import input_channels, input_size_of
+from vitcx.export.spec import ModelSpec
 from vitcx.runtime.errors import InputError
 
 # The paper's thresholds: 0.1 for ViT and DeiT, 0.05 for Swin.
@@ -159,7 +159,7 @@ class WithEmbedding(nn.Module):
     scores : what makes scores of the logits; None is a softmax.
     """
 
-    def __init__(self, model: nn.Module, site: Site, scores: Scores | None = None) -> None:
+    def __init__(self, model: nn.Module, site: Site, scores: HeadScores | None = None) -> None:
         super().__init__()
         self.model = model
         self.arrange = site.arrange

@@ -25,24 +25,24 @@ _CARRIERS = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Alia
 _SUM_ATOL = 1e-4
 
 
-class Scores(nn.Module):
+class HeadScores(nn.Module):
     """Logits (B,C) to scores (B,C'); the base of the heads' own."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits
 
 
-class Softmax(Scores):
+class Softmax(HeadScores):
     def forward(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits, dim=-1)
 
 
-class Sigmoid(Scores):
+class Sigmoid(HeadScores):
     def forward(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
 
 
-class Binary(Scores):
+class Binary(HeadScores):
     """One logit, or one probability, to two classes: not and yes."""
 
     def __init__(self, *, from_probability: bool) -> None:
@@ -54,7 +54,7 @@ class Binary(Scores):
         return torch.cat([1 - yes, yes], dim=-1)
 
 
-class Similarity(Scores):
+class Similarity(HeadScores):
     """Features (B,D) to their cosine similarities (B,R) to those of R reference pictures."""
 
     def __init__(self, references: Tensor) -> None:
@@ -66,7 +66,7 @@ class Similarity(Scores):
         return nn.functional.normalize(logits, dim=-1) @ references.T
 
 
-class Norm(Scores):
+class Norm(HeadScores):
     """Features (B,D) to their length (B,1)."""
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Head:
 
     name: str
     target_kind: str
-    scores: Scores
+    scores: HeadScores
     default_names: tuple[str, ...]
 
 
@@ -133,14 +133,14 @@ def resolve_head(
     name = asked or found or guess or "softmax"
     _refuse_what_does_not_fit(name, ending, count)
     if name == "softmax":
-        kind, what, scores = "class", "class", Scores() if ending == "softmax" else Softmax()
+        kind, what, scores = "class", "class", HeadScores() if ending == "softmax" else Softmax()
     elif name == "binary":
         kind, what, scores = "class", "class", Binary(from_probability=ending == "sigmoid")
         count = 2
     elif name == "sigmoid":
-        kind, what, scores = "label", "label", Scores() if ending == "sigmoid" else Sigmoid()
+        kind, what, scores = "label", "label", HeadScores() if ending == "sigmoid" else Sigmoid()
     else:
-        kind, what, scores = "value", "value", Scores()
+        kind, what, scores = "value", "value", HeadScores()
     return Head(name, kind, scores, tuple(f"{what} {index}" for index in range(count)))
 
 

@@ -67,7 +67,7 @@ def _stays_the_same(block: Any, model: Any, wrapped: nn.Module, images: Tensor) 
 
 def _last_block(model: Any, site_path: str) -> Any | None:
     """The block, if leaving out its patches is known to change nothing."""
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     timm = import_timm()
     vit, deit = timm.models.vision_transformer, timm.models.deit

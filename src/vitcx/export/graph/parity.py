@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from vitcx.export.graph.to_onnx import OUTPUTS
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
 from vitcx.runtime.onnx_runtime import import_onnxruntime

@@ -10,7 +10,7 @@ from vitcx.export.graph.parity import Tolerance, check_parity
 from vitcx.export.graph.team_parity import check_teams
 from vitcx.export.graph.to_onnx import OUTPUTS, write_onnx, write_teams_onnx
 from vitcx.export.graph.tokens import NoTeams, Teams, find_teams
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import MODEL_NAME, TOKENS
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcx.export.graph.parity import Tolerance, normalised, scene
 from vitcx.export.graph.tokens import Teams, plain_features
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.manifest import (
     ENCODER_NAME,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcx.export.graph.heads import Scores, Softmax, logits_of
+from vitcx.export.graph.heads import HeadScores, Softmax, logits_of
 from vitcx.export.graph.positions import OF_PAIRS, OF_PATCHES, of_pairs, positions_taken, taken
 
 # Two runs of the same products in another order: 1e-6 of the rms, 1e-5 where a few tokens are
@@ -53,7 +53,7 @@ class Teams(nn.Module):
         grid: tuple[int, int],
         width: int,
         keywords: Sequence[Mapping[str, Any]],
-        scores: Scores | None = None,
+        scores: HeadScores | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -103,7 +103,7 @@ class Teams(nn.Module):
         return first.expand(patches.shape[0], -1)
 
 
-def find_teams(model: nn.Module, shape: Sequence[int], scores: Scores | None = None) -> Teams:
+def find_teams(model: nn.Module, shape: Sequence[int], scores: HeadScores | None = None) -> Teams:
     """The teams of a model in evaluation mode.
 
     Parameters

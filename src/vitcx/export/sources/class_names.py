@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vitcx.export.graph.heads import Head
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 

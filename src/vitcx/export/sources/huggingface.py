@@ -119,7 +119,7 @@ def huggingface_source(model: str, size: tuple[int, int] | None, *, headless: bo
 
 def import_transformers() -> Any:
     """The module transformers; `MissingExtraError` names the extra."""
-    from vitcx.export.sources.timm_import import import_timm
+    from vitcx.export.timm_import import import_timm
 
     import_timm()  # so that torchvision's missing operators are declared before it is imported
     try:

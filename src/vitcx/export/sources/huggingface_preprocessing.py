@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import InputError
 
 # Pillow's numbers of its filters.

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcx.export.preprocessing import (
+    input_channels,
+    preprocessing_of_spec,
+    preprocessing_of_timm,
+)
 from vitcx.export.sources import zero_shot
 from vitcx.export.sources.class_names import label_set_names
 from vitcx.export.sources.huggingface import (
@@ -17,14 +22,9 @@ from vitcx.export.sources.huggingface import (
     huggingface_source,
     is_folder_of_huggingface,
 )
-from vitcx.export.sources.preprocessing import (
-    input_channels,
-    preprocessing_of_spec,
-    preprocessing_of_timm,
-)
 from vitcx.export.sources.source import Source
-from vitcx.export.sources.spec import ModelSpec
 from vitcx.export.sources.timm_models import resize, timm_model
+from vitcx.export.spec import ModelSpec
 from vitcx.runtime.errors import InputError
 
 # Wrappers that training leaves around a model -> where the model is in them.

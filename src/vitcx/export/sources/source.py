@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vitcx.export.sources.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vitcx.export.graph.observing import check_attention
+from vitcx.export.preprocessing import input_size_of
 from vitcx.export.quiet import only_errors_from
 from vitcx.export.sources.checkpoint_files import read_checkpoint
 from vitcx.export.sources.checkpoints import (
@@ -18,8 +19,7 @@ from vitcx.export.sources.checkpoints import (
     match_keys,
     mismatches,
 )
-from vitcx.export.sources.preprocessing import input_size_of
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.digests import sha256_of
 from vitcx.runtime.errors import InputError
 

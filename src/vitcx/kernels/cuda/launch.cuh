@@ -15,7 +15,7 @@ struct device_shape {
 };
 
 // How many blocks of `kernel` the current device holds at once. Three cheap attribute look-ups; none
-// synchronises, and all are allowed while a graph is being recorded.
+// synchronises, and all are allowed while a CUDA graph is being recorded.
 inline int query_device(const void* kernel, int threads, device_shape* shape) {
   int device = 0, processors = 0, per_processor = 0;
   cudaError_t status = cudaGetDevice(&device);

@@ -1,6 +1,6 @@
 """The normals the CPU has made, kept within a bound.
 
-They depend on the seed, the mask index and the image's size alone, so every picture of a job after
+They depend on the seed, the mask index and the image's size alone, so every picture of a run after
 the first finds them ready. A GPU makes them in the kernel instead.
 """
 

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from vitcx.runtime.demo.distractors import distractor
+from vitcx.runtime.demo.parts import Shape, Tone
+from vitcx.runtime.demo.shapes import CLASSES
+
 from .backdrops import backdrop, vivid
-from .shapes import CLASSES, Shape, Tone, distractor
 
 #: Side of a scene in pixels.
 SIZE = 96

@@ -1,92 +1,39 @@
-"""Outlines of the demo classes and of the shapes that belong to none.
+"""Outlines of the demo's classes, each a list of parts.
 
-A shape is a list of `Part`: polygons in a unit frame (x to the right, y down, everything within
-about 1 of the origin), each with the tone it is filled with. Proportions vary with the generator
-that is passed in, so that no two stars or fish are quite alike. Nothing here knows about pixels.
+Proportions vary with the generator that is passed in, so that no two stars or fish are quite alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
-from numpy.typing import NDArray
 
-Points = NDArray[np.float64]
-Tone = Literal["base", "light", "dark", "accent", "white", "black", "hole"]
-Shape = list["Part"]
-ShapeMaker = Callable[[np.random.Generator], Shape]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One filled polygon of a shape.
-
-    Attributes
-    ----------
-    points : (N, 2) float64
-        Corners, x and y in the unit frame.
-    tone : str
-        Which of the object's colours fills it; ``"hole"`` cuts through the parts drawn before.
-    """
-
-    points: Points
-    tone: Tone = "base"
-
-
-def _polygon(*corners: tuple[float, float]) -> Points:
-    return np.asarray(corners, dtype=np.float64)
-
-
-def _arc(
-    x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0, n: int = 28
-) -> Points:
-    """Points of an elliptic arc; angles in degrees, clockwise on screen since y points down."""
-    angle = np.radians(np.linspace(start, stop, n, endpoint=abs(stop - start) < 360))
-    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
-
-
-def _band(line: Points, width: float | NDArray[np.float64]) -> Points:
-    """Outline of a stroke of the given width along a polyline."""
-    along: Points = np.asarray(np.gradient(line, axis=0))
-    along /= np.linalg.norm(along, axis=1, keepdims=True)
-    side = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.reshape(width, (-1, 1)) / 2
-    return np.concatenate([line + side, (line - side)[::-1]])
-
-
-def _mirrored(points: Points) -> Points:
-    mirrored: Points = points * np.array([-1.0, 1.0])
-    return mirrored
-
-
-def _moved(points: Points, x: float, y: float) -> Points:
-    moved: Points = points + np.array([x, y])
-    return moved
-
-
-def _upright(half_width: float, top: float, bottom: float) -> Points:
-    """A rectangle that straddles the vertical axis."""
-    w = half_width
-    return _polygon((-w, top), (w, top), (w, bottom), (-w, bottom))
+from vitcx.runtime.demo.parts import (
+    Part,
+    Shape,
+    ShapeMaker,
+    Tone,
+    arc,
+    band,
+    mirrored,
+    moved,
+    polygon,
+    upright,
+)
 
 
 def boat(rng: np.random.Generator) -> Shape:
     bow, deck = rng.uniform(0.82, 0.95), rng.uniform(0.28, 0.36)
     mast = rng.uniform(-0.12, 0.0)
-    hull = _polygon((-bow, deck), (bow, deck), (0.58, 0.86), (-0.55, 0.86))
+    hull = polygon((-bow, deck), (bow, deck), (0.58, 0.86), (-0.55, 0.86))
     return [
-        Part(_moved(_upright(0.07, -0.97, deck), mast, 0.0), "dark"),
+        Part(moved(upright(0.07, -0.97, deck), mast, 0.0), "dark"),
+        Part(polygon((mast + 0.1, -0.92), (0.84, deck - 0.12), (mast + 0.1, deck - 0.12)), "white"),
         Part(
-            _polygon((mast + 0.1, -0.92), (0.84, deck - 0.12), (mast + 0.1, deck - 0.12)), "white"
-        ),
-        Part(
-            _polygon((mast - 0.1, -0.7), (-0.76, deck - 0.12), (mast - 0.1, deck - 0.12)), "accent"
+            polygon((mast - 0.1, -0.7), (-0.76, deck - 0.12), (mast - 0.1, deck - 0.12)), "accent"
         ),
         Part(hull),
         Part(
-            _polygon((-bow, deck), (bow, deck), (bow - 0.1, deck + 0.16), (0.1 - bow, deck + 0.16)),
+            polygon((-bow, deck), (bow, deck), (bow - 0.1, deck + 0.16), (0.1 - bow, deck + 0.16)),
             "dark",
         ),
     ]
@@ -95,62 +42,62 @@ def boat(rng: np.random.Generator) -> Shape:
 def arrow(rng: np.random.Generator) -> Shape:
     shaft, neck = rng.uniform(0.2, 0.3), rng.uniform(-0.05, 0.2)
     head = rng.uniform(0.62, 0.75)
-    upper = _polygon((-0.95, 0), (-0.95, -shaft), (neck, -shaft), (neck, -head), (0.98, 0))
+    upper = polygon((-0.95, 0), (-0.95, -shaft), (neck, -shaft), (neck, -head), (0.98, 0))
     return [Part(upper, "light"), Part(upper * (1.0, -1.0), "base")]
 
 
 def butterfly(rng: np.random.Generator) -> Shape:
     spread, low = rng.uniform(0.9, 1.0), rng.uniform(0.55, 0.7)
-    upper = _polygon(
+    upper = polygon(
         (0.05, -0.1), (0.2, -0.55), (0.55, -0.85), (0.85, -0.8), (0.97, -0.5), (0.85, -0.1),
         (0.55, 0.12), (0.05, 0.15),
     ) * (spread, 1.0)  # fmt: skip
-    lower = _polygon(
+    lower = polygon(
         (0.05, 0.05), (0.5, 0.12), (0.75, 0.35), (0.72, 0.68), (0.48, 0.86), (0.22, 0.7),
         (0.05, 0.3),
     ) * (spread * low / 0.62, 1.0)  # fmt: skip
     wing = [Part(upper), Part(lower, "dark")]
     spots = [
-        Part(_arc(0.62, -0.45, 0.19, 0.21), "accent"),
-        Part(_arc(0.45, 0.48, 0.14, 0.15), "light"),
+        Part(arc(0.62, -0.45, 0.19, 0.21), "accent"),
+        Part(arc(0.45, 0.48, 0.14, 0.15), "light"),
     ]
-    other = [Part(_mirrored(p.points), p.tone) for p in (*wing, *spots)]
-    return [*wing, *spots, *other, Part(_arc(0, 0.02, 0.11, 0.62), "black")]
+    other = [Part(mirrored(p.points), p.tone) for p in (*wing, *spots)]
+    return [*wing, *spots, *other, Part(arc(0, 0.02, 0.11, 0.62), "black")]
 
 
 def crescent(rng: np.random.Generator) -> Shape:
     reach = rng.uniform(38, 52)
     tip = np.radians(reach)
-    outer = _arc(0, 0, 0.95, 0.95, reach, 360 - reach, 40)
+    outer = arc(0, 0, 0.95, 0.95, reach, 360 - reach, 40)
     centre = rng.uniform(0.42, 0.5)
     radius = float(np.hypot(0.95 * np.cos(tip) - centre, 0.95 * np.sin(tip)))
     bite = float(np.degrees(np.arctan2(0.95 * np.sin(tip), 0.95 * np.cos(tip) - centre)))
-    inner = _arc(centre, 0, radius, radius, 360 - bite, bite, 32)
+    inner = arc(centre, 0, radius, radius, 360 - bite, bite, 32)
     body = np.concatenate([outer, inner])
     return [
-        Part(_moved(body, 0.25, 0.0)),
-        Part(_arc(-0.45, -0.22, 0.10, 0.10, n=12), "dark"),
-        Part(_arc(-0.38, 0.22, 0.13, 0.13, n=12), "dark"),
-        Part(_arc(-0.12, 0.58, 0.08, 0.08, n=12), "dark"),
+        Part(moved(body, 0.25, 0.0)),
+        Part(arc(-0.45, -0.22, 0.10, 0.10, n=12), "dark"),
+        Part(arc(-0.38, 0.22, 0.13, 0.13, n=12), "dark"),
+        Part(arc(-0.12, 0.58, 0.08, 0.08, n=12), "dark"),
     ]
 
 
 def fish(rng: np.random.Generator) -> Shape:
     tall = rng.uniform(0.46, 0.58)
-    top = _arc(0.2, tall * 0.55, 0.86, tall * 1.55, 215, 325, 20)
+    top = arc(0.2, tall * 0.55, 0.86, tall * 1.55, 215, 325, 20)
     body = np.concatenate([top, (top * (1.0, -1.0))[::-1]])
-    tail = _polygon((-0.35, 0), (-0.98, -0.6), (-0.8, 0), (-0.98, 0.6))
-    fin = _polygon((-0.25, -0.4), (-0.05, -0.85), (0.4, -0.75), (0.45, -0.35))
-    stripe = _arc(0.02, 0, 0.09, tall * 0.82, n=16)
+    tail = polygon((-0.35, 0), (-0.98, -0.6), (-0.8, 0), (-0.98, 0.6))
+    fin = polygon((-0.25, -0.4), (-0.05, -0.85), (0.4, -0.75), (0.45, -0.35))
+    stripe = arc(0.02, 0, 0.09, tall * 0.82, n=16)
     return [
         Part(tail, "accent"),
         Part(fin, "accent"),
         Part(fin * (1.0, -0.8), "accent"),
         Part(body),
         Part(stripe, "light"),
-        Part(_moved(stripe, -0.28, 0.0), "light") if rng.random() < 0.6 else Part(stripe, "dark"),
-        Part(_arc(0.58, -0.12, 0.14, 0.14, n=14), "white"),
-        Part(_arc(0.61, -0.12, 0.07, 0.07, n=12), "black"),
+        Part(moved(stripe, -0.28, 0.0), "light") if rng.random() < 0.6 else Part(stripe, "dark"),
+        Part(arc(0.58, -0.12, 0.14, 0.14, n=14), "white"),
+        Part(arc(0.61, -0.12, 0.07, 0.07, n=12), "black"),
     ]
 
 
@@ -164,8 +111,8 @@ def gear(rng: np.random.Generator) -> Shape:
     wheel = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return [
         Part(wheel),
-        Part(_arc(0, 0, hole + 0.2, hole + 0.2), "dark"),
-        Part(_arc(0, 0, hole, hole), "hole"),
+        Part(arc(0, 0, hole + 0.2, hole + 0.2), "dark"),
+        Part(arc(0, 0, hole, hole), "hole"),
     ]
 
 
@@ -174,37 +121,35 @@ def heart(rng: np.random.Generator) -> Shape:
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     outline = np.stack([x, y], axis=1) / 17.0 * (1.0, rng.uniform(0.92, 1.08))
-    return [Part(outline), Part(_arc(-0.45, -0.34, 0.17, 0.2, n=16), "light")]
+    return [Part(outline), Part(arc(-0.45, -0.34, 0.17, 0.2, n=16), "light")]
 
 
 def key(rng: np.random.Generator) -> Shape:
     bow, shaft = rng.uniform(0.40, 0.47), rng.uniform(0.13, 0.16)
     x = -0.95 + bow
-    bit = _polygon((0.5, 0), (0.5, 0.46), (0.68, 0.46), (0.68, 0.30), (0.78, 0.30), (0.78, 0.50),
+    bit = polygon((0.5, 0), (0.5, 0.46), (0.68, 0.46), (0.68, 0.30), (0.78, 0.30), (0.78, 0.50),
                    (0.96, 0.50), (0.96, 0))  # fmt: skip
     return [
-        Part(_polygon((x, -shaft), (0.97, -shaft), (0.97, shaft), (x, shaft))),
+        Part(polygon((x, -shaft), (0.97, -shaft), (0.97, shaft), (x, shaft))),
         Part(bit),
-        Part(_arc(x, 0, bow, bow)),
-        Part(_arc(x, 0, bow * 0.76, bow * 0.76), "light"),
-        Part(_arc(x, 0, bow * 0.48, bow * 0.48), "hole"),
-        Part(_polygon((-0.1, -0.2), (0.02, -0.2), (0.02, 0.2), (-0.1, 0.2)), "accent"),
+        Part(arc(x, 0, bow, bow)),
+        Part(arc(x, 0, bow * 0.76, bow * 0.76), "light"),
+        Part(arc(x, 0, bow * 0.48, bow * 0.48), "hole"),
+        Part(polygon((-0.1, -0.2), (0.02, -0.2), (0.02, 0.2), (-0.1, 0.2)), "accent"),
     ]
 
 
 def mushroom(rng: np.random.Generator) -> Shape:
     wide, stem = rng.uniform(0.85, 0.95), rng.uniform(0.2, 0.28)
-    cap = np.concatenate(
-        [_arc(0, 0.05, wide, 0.92, 180, 360), _arc(0, 0.05, wide, 0.17, 0, 180, 14)]
-    )
-    foot = _polygon((-stem * 0.8, 0), (stem * 0.8, 0), (stem, 0.7), (stem * 1.25, 0.9),
+    cap = np.concatenate([arc(0, 0.05, wide, 0.92, 180, 360), arc(0, 0.05, wide, 0.17, 0, 180, 14)])
+    foot = polygon((-stem * 0.8, 0), (stem * 0.8, 0), (stem, 0.7), (stem * 1.25, 0.9),
                     (-stem * 1.25, 0.9), (-stem, 0.7))  # fmt: skip
     return [
         Part(foot, "light"),
         Part(cap),
-        Part(_arc(-0.42, -0.28, 0.17, 0.17, n=16), "white"),
-        Part(_arc(0.1, -0.52, 0.2, 0.18, n=16), "white"),
-        Part(_arc(0.5, -0.16, 0.15, 0.14, n=16), "white"),
+        Part(arc(-0.42, -0.28, 0.17, 0.17, n=16), "white"),
+        Part(arc(0.1, -0.52, 0.2, 0.18, n=16), "white"),
+        Part(arc(0.5, -0.16, 0.15, 0.14, n=16), "white"),
     ]
 
 
@@ -214,7 +159,7 @@ def spiral(rng: np.random.Generator) -> Shape:
     angle = 2 * np.pi * turns * t * rng.choice([-1.0, 1.0])
     line = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (0.86 * t[:, None])
     width = rng.uniform(0.23, 0.27) * np.clip((1.06 - t) * 6, 0.2, 1.0)
-    return [Part(_band(line, width)), Part(_arc(0.0, 0.0, 0.15, 0.15, n=14))]
+    return [Part(band(line, width)), Part(arc(0.0, 0.0, 0.15, 0.15, n=14))]
 
 
 def star(rng: np.random.Generator) -> Shape:
@@ -231,10 +176,10 @@ def star(rng: np.random.Generator) -> Shape:
 def umbrella(rng: np.random.Generator) -> Shape:
     dip = rng.uniform(0.12, 0.18)
     rod = rng.uniform(0.075, 0.10)
-    hook = _band(_arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.17)
+    hook = band(arc(0.2, 0.66, 0.2, 0.24, 180, 20, 16), 0.17)
     edge = np.array([-0.96, -0.5, 0.0, 0.5, 0.96])
     parts = [
-        Part(_upright(rod, -0.95, 0.68), "dark"),
+        Part(upright(rod, -0.95, 0.68), "dark"),
         Part(hook, "dark"),
     ]
     tones: tuple[Tone, ...] = ("base", "white", "base", "white")
@@ -249,55 +194,6 @@ def umbrella(rng: np.random.Generator) -> Shape:
         scallop = np.stack([along, 0.1 - dip * np.sin(np.pi * sweep)], axis=1)
         parts.append(Part(np.concatenate([ribs[0], scallop, ribs[1][::-1]]), tone))
     return parts
-
-
-def distractor(rng: np.random.Generator) -> Shape:
-    """A shape of no class: one or two plain figures, some with a band or a hole."""
-    parts = [Part(_plain_figure(rng))]
-    extra = rng.random()
-    if extra < 0.25:
-        figure = _plain_figure(rng) * rng.uniform(0.35, 0.7) + rng.uniform(-0.5, 0.5, 2)
-        parts.append(Part(figure, "accent"))
-    elif extra < 0.40:
-        parts.append(Part(parts[0].points * 0.55, "light"))
-    elif extra < 0.50:
-        parts.append(Part(parts[0].points * 0.5, "hole"))
-    elif extra < 0.60:
-        x, y = rng.uniform(-0.3, 0.3, 2)
-        parts.append(Part(_arc(x, y, 0.2, 0.2, n=14), "white"))
-    return parts
-
-
-def _plain_figure(rng: np.random.Generator) -> Points:
-    """A polygon, a disc, a half-disc, a bar, a bent bar, a cross or a pebble in the unit frame."""
-    kind = int(rng.integers(8))
-    if kind == 0:
-        sides = int(rng.integers(3, 7))
-        return _arc(0, 0, 0.95, 0.95, 0, 360, sides)
-    if kind == 1:
-        return _arc(0, 0, 0.95, rng.uniform(0.5, 0.95))
-    if kind == 2:
-        return _arc(0, -0.3, 0.95, rng.uniform(0.6, 0.95), 0, 180)
-    if kind == 3:
-        tall, slant = rng.uniform(0.1, 0.7), rng.uniform(-0.25, 0.25)
-        return _polygon((-0.7 + slant, -tall), (0.7 + slant, -tall), (0.7 - slant, tall),
-                        (-0.7 - slant, tall))  # fmt: skip
-    if kind == 4:
-        bend = rng.uniform(-0.5, 0.5, 5)
-        line = np.stack([np.linspace(-0.9, 0.9, 5), bend], axis=1)
-        return _band(line, rng.uniform(0.12, 0.3))
-    if kind == 5:
-        w = rng.uniform(0.15, 0.33)
-        return _polygon((-w, -0.9), (w, -0.9), (w, -w), (0.9, -w), (0.9, w), (w, w), (w, 0.9),
-                        (-w, 0.9), (-w, w), (-0.9, w), (-0.9, -w), (-w, -w))  # fmt: skip
-    if kind == 6:
-        w = rng.uniform(0.25, 0.5)
-        return _polygon((-0.8, -0.8), (-0.8 + w, -0.8), (-0.8 + w, 0.8 - w), (0.8, 0.8 - w),
-                        (0.8, 0.8), (-0.8, 0.8))  # fmt: skip
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    phase, depth = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.0, 0.16, 3)
-    radius = 0.75 + sum(depth[k] * np.cos((k + 2) * angle + phase[k]) for k in range(3))
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 #: The classes in the order of the model's outputs.

@@ -4,7 +4,7 @@ A few threads share one queue of work under one lock. Each takes the most urgent
 done: score a full batch; else encode pictures that are prepared, and find their masks; else read
 and prepare the next picture; else, if nothing more is on its way, score what rows are left. So the
 engine is fed first, the processor's share of the work is done beside it, and only the last batch
-of a job is short.
+of all is short.
 
 Memory is bounded by `limit`, the number of pictures between their preparation and their result.
 
@@ -12,8 +12,8 @@ Two orders of work:
 
 ``in order`` (a data set)
     Rows are packed in the order of submission, and a batch is short only when every picture of the
-    window of `limit` is in it or the job has ended. What shares a batch with what is then a
-    function of the pictures alone, not of the clock: the same job gives the same bits.
+    window of `limit` is in it or no more are to come. What shares a batch with what is then a
+    function of the pictures alone, not of the clock: the same pictures give the same bits.
 as they come (a server)
     A picture's rows are packed as soon as its masks are known, and a batch that no picture is about
     to fill runs at once.

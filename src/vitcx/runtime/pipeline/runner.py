@@ -30,7 +30,7 @@ class Stages(Protocol):
     def encode(self, works: list[Work]) -> None:
         """Run the engine on these pictures and keep its answers in them."""
 
-    def plan(self, work: Work) -> None:
+    def choose_masks(self, work: Work) -> None:
         """Masks and targets: the rows to score."""
 
     def finish(self, work: Work) -> Explanation:
@@ -132,21 +132,21 @@ class Runner:
             if failure is not None:
                 self.fail(work, failure, engine=True)
             elif not work.closed:
-                self._plan(work)
+                self._choose_masks(work)
         with self._changed:
             without_rows = self._queue.encoded()
             self._changed.notify_all()
         for work in without_rows:
             self._finish(work)
 
-    def _plan(self, work: Work) -> None:
+    def _choose_masks(self, work: Work) -> None:
         try:
-            self._stages.plan(work)
+            self._stages.choose_masks(work)
         except Exception as error:
             self.fail(work, without_frames(error))
             return
         with self._changed:
-            work.place = Place.PLANNED
+            work.place = Place.READY
 
     def _score(self, packed: PackedBatch) -> None:
         try:

@@ -71,7 +71,7 @@ class Steps:
             work.tokens = None if tokens is None else tokens[i]
             work.seconds["encode"] = seconds
 
-    def plan(self, work: Work) -> None:
+    def choose_masks(self, work: Work) -> None:
         """The targets and the masks: what is to be scored."""
         start = time.perf_counter()
         settings = work.request.settings

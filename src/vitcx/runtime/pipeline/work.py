@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float32]
 class Place(IntEnum):
     """How far a picture has come."""
 
-    WAITING, PREPARING, PREPARED, ENCODING, PLANNED = range(5)
+    WAITING, PREPARING, PREPARED, ENCODING, READY = range(5)
 
 
 @dataclass(eq=False, repr=False)  # its content comes and goes
@@ -62,9 +62,9 @@ class Work:
     scoring: Scoring = field(init=False)
 
     @property
-    def is_planned(self) -> bool:
+    def has_rows(self) -> bool:
         """Whether it is known what rows it has."""
-        return self.place == Place.PLANNED
+        return self.place == Place.READY
 
     def let_go(self) -> None:
         """Forget the picture and all that was made of it: who still holds this, holds no memory."""

@@ -103,13 +103,13 @@ class WorkQueue:
         return None
 
     def encoded(self) -> list[Work]:
-        """An encoding is over: planned rows can be scored. Returns the pictures that have none."""
+        """An encoding is over: rows can be scored. Returns the pictures that have none."""
         self._encoding -= 1
         without_rows: list[Work] = []
         kept: deque[Work] = deque()
         while self.line:
             work = self.line.popleft()
-            if not work.is_planned:
+            if not work.has_rows:
                 kept.append(work)
                 if self._in_order:
                     break
@@ -154,7 +154,7 @@ class WorkQueue:
         self.open.pop(work.index, None)
         if work in self.line:
             self.line.remove(work)
-        if work.is_planned:
+        if work.has_rows:
             self.packer.cancel(work.scoring)
             self._by_scoring.pop(work.scoring, None)
         if work.held:

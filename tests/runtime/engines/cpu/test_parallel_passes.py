@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundle import SIZE, random_picture, write_tiny_bundle
-from vitcx.runtime.engines.cpu import parallel_passes
-from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS, ParallelPasses, available_cores
+from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS, ParallelPasses
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.explainer import load
 
@@ -72,18 +71,6 @@ def test_no_pass_is_running_when_another_ones_error_reaches_the_caller():
             passes.map(work, 2, size=1)
         seen = list(written)
     assert seen == written == [1]
-
-
-def test_cores_are_counted_once_each(monkeypatch, tmp_path):
-    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings)
-    monkeypatch.setattr(parallel_passes, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(parallel_passes.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert available_cores() == 2
-    monkeypatch.setattr(parallel_passes, "_TOPOLOGY", tmp_path / "nowhere")
-    assert available_cores() == 3
 
 
 def test_probabilities_and_maps_do_not_depend_on_threads_or_batch_size(tmp_path):

@@ -344,16 +344,16 @@ def test_what_recording_took_is_given_back_before_the_graph_is_opened_without(
 
 
 def test_onnxruntime_plans_no_memory_beside_what_the_first_pass_took(core, bundle, monkeypatch):
-    planned = []
+    patterns = []
     plain = ort.InferenceSession
 
     def open(path, options, **others):
-        planned.append(options.enable_mem_pattern)
+        patterns.append(options.enable_mem_pattern)
         return plain(path, options, **others)
 
     monkeypatch.setattr(ort, "InferenceSession", open)
     with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST):
-        assert planned == [False]
+        assert patterns == [False]
 
 
 def test_what_fails_both_ways_is_an_error_and_leaves_nothing(core, bundle):

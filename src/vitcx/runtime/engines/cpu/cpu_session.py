@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vitcx.kernels.host.blend import blend
 from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.engines.cpu.parallel_passes import ParallelPasses, available_cores
+from vitcx.runtime.cores import available_cores
+from vitcx.runtime.engines.cpu.parallel_passes import ParallelPasses
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PATCHES, PICTURES, PROBABILITIES, TOKENS
 

@@ -8,33 +8,15 @@ DeiT-Tiny at 224 px, 25 % more for the embedded model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import TypeVar
 
 from vitcx.kernels.closing import Closing
 
 # DeiT-Tiny, rows a second in passes of 1, 2, 3, 4, 8, 16 rows: 82, 84, 82, 79, 75, 55.
 PASS_ROWS = 2
-_TOPOLOGY = Path("/sys/devices/system/cpu")
 _T = TypeVar("_T")
-
-
-def available_cores() -> int:
-    """Physical cores that this process may run on; logical ones where the system does not tell."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add((_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            return len(allowed)
-    return len(siblings)
 
 
 class ParallelPasses(Closing):

@@ -6,13 +6,11 @@ module, its tests, ``benchmarks/gpu/opset17.py``, and each line that names `vers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.engines.tensorrt.library import Library
 from vitcx.runtime.errors import EngineError
-
-if TYPE_CHECKING:
-    from vitcx.runtime.engines.tensorrt.library import Library
 
 
 def is_version_8(library: Library) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vitcx.export.sources.spec import ModelSpec
-from vitcx.export.sources.timm_import import import_timm
+from vitcx.export.spec import ModelSpec
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import INTERPOLATIONS, Manifest
 from vitcx.runtime.pictures.preprocess import prepare
