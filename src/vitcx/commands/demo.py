@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitcx.commands.options import check_out_folder, given_settings, preset_option
+from vitcx.commands.options import check_out_folder
 from vitcx.commands.terminal import say
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene
 from vitcx.runtime.digests import replacing
@@ -20,9 +18,12 @@ from vitcx.runtime.engines.registry import ENGINE_NAMES
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pictures.overlay import add_caption
+from vitcx.runtime.presets import PRESET_NAMES, PresetName
 
 _SHEET_NAME, _SOFTWARE = "demo.png", "vitcx demo"
 _ZOOM = 3  # scenes are small: the sheet shows them larger
+_GAP, _GROUND = 8, (24, 20, 32)
 
 
 @click.command("demo")
@@ -49,12 +50,21 @@ _ZOOM = 3  # scenes are small: the sheet shows them larger
     metavar="NAME",
     help=f"One of {', '.join(ENGINE_NAMES)}.",
 )
-@preset_option
-def command(out: Path, scenes: int, seed: int, engine: str, preset: str | None) -> int:
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    default=("paper", "balanced"),
+    show_default=True,
+    type=click.Choice(PRESET_NAMES),
+    help="Settings that go together. Repeat it to compare presets.",
+)
+def command(out: Path, scenes: int, seed: int, engine: str, presets: tuple[PresetName, ...]) -> int:
     """Explain drawn scenes with the embedded model, and check the maps against what was drawn.
 
     Take it to see what vitcx does, without a model or pictures of your own. Writes each scene, its
-    overlays, arrays and summary, and demo.png: all of them on one sheet.
+    overlays, arrays and summary (under NAME.PRESET for all presets but the first), and demo.png:
+    all of them on one sheet, a line of maps for each preset.
 
     \b
     Example:
@@ -62,28 +72,33 @@ def command(out: Path, scenes: int, seed: int, engine: str, preset: str | None) 
     """
     check_out_folder(out)
     _check_sheet(out / _SHEET_NAME)
-    chosen: Any = given_settings({"preset": preset})
-    rows: list[list[Image.Image]] = []
-    hits = targets = 0
+    blocks: list[Image.Image] = []
+    hits = dict.fromkeys(presets, 0)
+    targets = 0
     with load("demo", engine) as explainer:
         for number in range(seed, seed + scenes):
             scene = make_scene(FIRST_FRESH_SEED + number, objects=1 + number % 2)
             picture = Image.fromarray(scene.image)
             classes = [item.class_index for item in scene.objects]
-            result = explainer.explain(picture, targets=classes, **chosen)
+            targets += len(classes)
             name = f"scene_{number:02d}"
-            result.save(out, name)
             _save(picture, out / f"{name}.input.png")
-            rows.append(_row(picture, result))
-            for i, item in enumerate(scene.objects):
-                x, y = result.peak(i)
-                on_object = bool(item.mask[int(y), int(x)])
-                hits += on_object
-                targets += 1
-                where = "on" if on_object else "beside"
-                say(f"{name}: {result.title(i)}, peak ({x:.0f}, {y:.0f}) {where} the object")
-    _save(_sheet(rows), out / _SHEET_NAME)
-    say(f"{hits} of {targets} peaks lie on the object that was drawn")
+            lines: list[list[Image.Image]] = []
+            for preset in hits:
+                result = explainer.explain(picture, targets=classes, preset=preset)
+                result.save(out, name if not lines else f"{name}.{preset}")
+                lines.append(_line(picture, result, preset))
+                for i, item in enumerate(scene.objects):
+                    x, y = result.peak(i)
+                    on_object = bool(item.mask[int(y), int(x)])
+                    hits[preset] += on_object
+                    where = "on" if on_object else "beside"
+                    peak = f"peak ({x:.0f}, {y:.0f}) {where} the object"
+                    say(f"{name}, {preset}: {result.title(i)}, {peak}")
+            blocks.append(_block(lines))
+    _save(_sheet(blocks), out / _SHEET_NAME)
+    for preset, count in hits.items():
+        say(f"{preset}: {count} of {targets} peaks lie on the object that was drawn")
     say(f"result: {(out / _SHEET_NAME).resolve()}")
     return 0
 
@@ -111,36 +126,46 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(temporary, pnginfo=about)
 
 
-def _row(picture: Image.Image, result: Explanation) -> list[Image.Image]:
+def _line(picture: Image.Image, result: Explanation, preset: str) -> list[Image.Image]:
     """The scene and one captioned overlay for each target, enlarged."""
-    cells = [picture.resize((picture.width * _ZOOM, picture.height * _ZOOM))]
+    scene = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM))
     larger = dataclasses.replace(
-        result, original=cells[0], box=(0.0, 0.0, float(cells[0].width), float(cells[0].height))
+        result, original=scene, box=(0.0, 0.0, float(scene.width), float(scene.height))
     )
-    return [*cells, *(larger.overlay(i, caption=True) for i in range(len(result.targets)))]
+    maps = [
+        add_caption(larger.overlay(i), f"{preset}: {result.title(i)}")
+        for i in range(len(result.targets))
+    ]
+    return [add_caption(scene, "picture"), *maps]
 
 
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
+def _block(lines: list[list[Image.Image]]) -> Image.Image:
+    """A line of cells for each preset; the scene stands once."""
+    width = sum(cell.width + _GAP for cell in lines[0]) - _GAP
+    height = sum(line[0].height + _GAP for line in lines) - _GAP
+    block = Image.new("RGB", (width, height), _GROUND)
+    y = 0
+    for number, line in enumerate(lines):
+        x = 0
+        for place, cell in enumerate(line):
+            if place or not number:
+                block.paste(cell, (x, y))
+            x += cell.width + _GAP
+        y += line[0].height + _GAP
+    return block
+
+
+def _sheet(blocks: list[Image.Image]) -> Image.Image:
     """Scenes side by side, two blocks a line, on a dark ground."""
-    gap = 8
-    blocks = [_block(cells, gap) for cells in rows]
     pairs = [blocks[i : i + 2] for i in range(0, len(blocks), 2)]
-    width = max(sum(b.width + gap for b in pair) for pair in pairs) + gap
-    height = sum(max(b.height for b in pair) + gap for pair in pairs) + gap
-    sheet = Image.new("RGB", (width, height), (24, 20, 32))
-    y = gap
+    width = max(sum(b.width + _GAP for b in pair) for pair in pairs) + _GAP
+    height = sum(max(b.height for b in pair) + _GAP for pair in pairs) + _GAP
+    sheet = Image.new("RGB", (width, height), _GROUND)
+    y = _GAP
     for pair in pairs:
-        x = gap
+        x = _GAP
         for block in pair:
             sheet.paste(block, (x, y))
-            x += block.width + gap
-        y += max(b.height for b in pair) + gap
+            x += block.width + _GAP
+        y += max(b.height for b in pair) + _GAP
     return sheet
-
-
-def _block(cells: list[Image.Image], gap: int) -> Image.Image:
-    width = sum(cell.width for cell in cells) + gap * (len(cells) - 1)
-    block = Image.new("RGB", (width, max(cell.height for cell in cells)), (24, 20, 32))
-    for cell, x in zip(cells, np.cumsum([0, *(c.width + gap for c in cells[:-1])]), strict=True):
-        block.paste(cell, (int(x), 0))
-    return block
