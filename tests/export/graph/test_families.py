@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from vitcx.export.sources.timm_import import import_timm
 
 from vitcx.export.graph.embedding import find_site
 from vitcx.export.graph.layout import Probe
+from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 
 _SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 2, "img_size": 64}
