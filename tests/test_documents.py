@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import vitcx
-from vitcx.cli import root
+from vitcx.cli import main, root
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "examples", "benchmarks", "tests/emulator")
@@ -22,6 +22,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 # A block that begins so cannot run here: it says what it needs.
 NEEDS = "# needs: "
 
@@ -61,6 +62,7 @@ def test_the_list_of_pages_names_every_page():
 PYTHON = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.name != TUTORIAL.name
     for number, block in enumerate(blocks_of(path, "python"))
 ]
 
@@ -74,11 +76,7 @@ def folder(tmp_path_factory):
     photo = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     Image.fromarray(photo).save(folder / "photo.jpg")
     out = str(folder / "shards")
-    code = root.main(
-        ["dataset", str(folder / "photo.jpg"), "--out", out, "--preset", "quick"],
-        standalone_mode=False,
-    )
-    assert not code
+    assert main(["dataset", str(folder / "photo.jpg"), "--out", out, "--preset", "quick"]) == 0
     return folder
 
 
@@ -95,6 +93,23 @@ def test_what_the_other_python_imports_of_vitcx_is_there(block):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitcx"):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow", reason="pyarrow (extra dataset) is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra cpu) is not installed")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```(python|console)\n(.*?)^```", TUTORIAL.read_text("utf-8"), re.S | re.M
+    )
+    assert len(blocks) == 5
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, TUTORIAL.name, "exec"), {})
+        else:
+            for line in block.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, line
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "maps", "shards", "overlay.png"}
 
 
 LINES = sorted(
