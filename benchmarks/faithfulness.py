@@ -24,8 +24,8 @@ from benchmarks.command import Benchmark, bundle_option, finish, images_argument
 from benchmarks.models import DEMO, open_model
 from vitcx.evaluation.curves import Question, score_curves
 from vitcx.evaluation.intervals import bootstrap
+from vitcx.evaluation.map_agreement import rank_correlation
 from vitcx.evaluation.masks import mean_similarity, overdetermination
-from vitcx.evaluation.precision import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.subjects import find_pictures
 from vitcx.runtime.demo.scenes import FIRST_FRESH_SEED, make_scene

@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from benchmarks.command import Benchmark, finish, out_option
-from vitcx.evaluation.precision import STEPS, compare_precisions, summarise_precision
+from vitcx.evaluation.map_agreement import STEPS, compare_precisions, summarise_precision
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import interleave
 from vitcx.evaluation.subjects import find_pictures

@@ -34,7 +34,7 @@ from benchmarks.models import DEMO
 from benchmarks.speed_report import draw_table, speed_results
 from vitcx.commands.progress import progress_bar, skip
 from vitcx.evaluation.curves import Question, score_curves
-from vitcx.evaluation.precision import rank_correlation
+from vitcx.evaluation.map_agreement import rank_correlation
 from vitcx.evaluation.records import Records
 from vitcx.evaluation.speed import interleave, matrix_rate, packed_rate
 from vitcx.evaluation.subjects import find_pictures, scene_subjects

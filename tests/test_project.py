@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tools import tree
+
 ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES = 300  # of a module: one concept each
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -50,3 +53,16 @@ def test_every_benchmark_that_can_be_run_is_in_its_list_and_the_commands_are_the
         if "cls=Benchmark" in path.read_text(encoding="utf-8")
     }
     assert listed - {"benchmarks.NAME"} == commands
+
+
+def test_the_tree_of_contributing_is_up_to_date():
+    """`python -m tools.tree` writes it."""
+    assert tree.page(tree.PAGE.read_text(encoding="utf-8")) == tree.PAGE.read_text(encoding="utf-8")
+
+
+def test_every_module_is_short_and_says_what_it_is():
+    for folder in ("src", "benchmarks", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert text.count("\n") < MOST_LINES, path
+            assert not text or tree.summary(path), path

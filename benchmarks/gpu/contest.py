@@ -1,6 +1,6 @@
-"""Explanations by PyTorch and by ours, taking turns: every contender with as many masks.
+"""Explanations by PyTorch and by ours, taking turns: every entrant with as many masks.
 
-The contenders do the same algorithm (`benchmarks.plain`): a mask at a time in float32, batched in
+The entrants do the same algorithm (`benchmarks.plain`): a mask at a time in float32, batched in
 float32 and float16, and batched with the model compiled in float16. Each has thresholds of its own
 where a number of masks is asked for, so that rounding gives none of them fewer passes.
 """
@@ -26,7 +26,7 @@ OURS = "ours"
 
 
 @dataclass
-class Contender:
+class Entrant:
     """One way to explain picture `i`.
 
     Attributes
@@ -70,9 +70,9 @@ def chosen(explainer: Explainer, pixels: Sequence[np.ndarray], masks: int | None
     return Pictures(pixels, classes, settings, counts)
 
 
-def contenders(
+def entrants(
     explainer: Explainer, module: Any, pictures: Pictures, masks: int | None
-) -> dict[str, Contender]:
+) -> dict[str, Entrant]:
     """Ours, and PyTorch's with the module: float32, on its device."""
     import torch
 
@@ -97,7 +97,7 @@ def contenders(
             found.append(threshold_for(low, explainer.manifest.input_size, masks or 1))
         return found
 
-    def of_torch(model: Any, way: Callable[..., Any], seconds: float, **options: Any) -> Contender:
+    def of_torch(model: Any, way: Callable[..., Any], seconds: float, **options: Any) -> Entrant:
         chosen = thresholds(model)
 
         def explain(i: int) -> Any:
@@ -106,13 +106,13 @@ def contenders(
             batch = {"batch": rows} if way is plain.batched else {}
             return way(model, pixels[i], classes[i], **threshold, **forward, **batch)
 
-        return Contender(explain, seconds, [count for _, count in chosen] or None)
+        return Entrant(explain, seconds, [count for _, count in chosen] or None)
 
     def ours(i: int) -> Any:
         return explainer.explain(pixels[i], classes[i], **pictures.settings[i])
 
     return {
-        OURS: Contender(ours, 5, list(pictures.masks) or None),
+        OURS: Entrant(ours, 5, list(pictures.masks) or None),
         "torch float32, a mask at a time": of_torch(module, plain.loop, 15),
         "torch float32": of_torch(module, plain.batched, 15),
         "torch float16": of_torch(half, plain.batched, 15),
@@ -121,13 +121,13 @@ def contenders(
 
 
 def contest(
-    entered: Mapping[str, Contender],
+    entered: Mapping[str, Entrant],
     pictures: int,
     rounds: int,
     clock: Any,
     put: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Time the contenders by turns, and tell `put` after each round.
+    """Time the entrants by turns, and tell `put` after each round.
 
     Parameters
     ----------
@@ -137,17 +137,17 @@ def contest(
     """
     failed: dict[str, str] = {}
     calls: dict[str, Callable[[int], Any]] = {}
-    for name, contender in entered.items():
-        if not clock.allows(name, contender.seconds + LEAST_SECONDS):
+    for name, entrant in entered.items():
+        if not clock.allows(name, entrant.seconds + LEAST_SECONDS):
             continue
         try:
             for i in range(min(2, pictures)):
-                contender.explain(i)  # warm: kernels are chosen and compiled for what comes
+                entrant.explain(i)  # warm: kernels are chosen and compiled for what comes
         except Exception as error:  # no compiler, no memory, ...
             failed[name] = line_of(error)
             print(f"{name}: {failed[name]}", file=sys.stderr, flush=True)
             continue
-        calls[name] = contender.explain
+        calls[name] = entrant.explain
     samples: dict[str, list[float]] = {name: [] for name in calls}
 
     def told() -> dict[str, Any]:

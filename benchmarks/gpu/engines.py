@@ -30,7 +30,7 @@ import click
 import numpy as np
 
 from benchmarks.command import Benchmark, bundle_option, out_option
-from benchmarks.gpu.contest import Pictures, chosen, contenders, contest
+from benchmarks.gpu.contest import Pictures, chosen, contest, entrants
 from benchmarks.gpu.measures import (
     REPEATS,
     Clock,
@@ -64,12 +64,12 @@ def against_torch(
     explainer: Explainer, pictures: Pictures, arguments: SimpleNamespace, clock: Clock,
     report: Report,
 ) -> dict[str, Any]:  # fmt: skip
-    """The same explanations by PyTorch, the contenders taking turns."""
+    """The same explanations by PyTorch, the entrants taking turns."""
     module, told = torch_model(arguments)
     module = module.requires_grad_(False).eval().cuda()
     # The same model on both sides, or only one of the same size: this tells.
     told["probabilities_differ_by"] = _difference(module, explainer, pictures.pixels[0])
-    entered = contenders(explainer, module, pictures, arguments.masks)
+    entered = entrants(explainer, module, pictures, arguments.masks)
 
     def put(found: dict[str, Any]) -> None:
         report.put("torch", {**told, "explanations": found})

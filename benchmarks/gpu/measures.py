@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.gpu.contest import OURS, Pictures
 from benchmarks.gpu.probe import Report
 from benchmarks.gpu.workload import operations_of_a_pass
-from vitcx.evaluation.precision import rank_correlation
+from vitcx.evaluation.map_agreement import rank_correlation
 from vitcx.evaluation.speed import interleave, summary
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.session import PixelBatch, Session

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import engines, measures
-from benchmarks.gpu.contest import Contender, chosen, contest
+from benchmarks.gpu.contest import Entrant, chosen, contest
 from benchmarks.gpu.probe import Report
 from tests.kernels.conftest import shim  # noqa: F401
 from tests.kernels.gpu import fake_cuda
@@ -166,14 +166,14 @@ def test_pytorch_takes_turns_with_ours(explainers, vit, monkeypatch, tmp_path):
     assert set(goal["faster_than"]) == set(found["explanations"]) - {"ours"}
 
 
-def test_a_contender_that_fails_is_a_line_and_the_others_are_timed():
+def test_an_entrant_that_fails_is_a_line_and_the_others_are_timed():
     def broken(i):
         raise RuntimeError("no compiler\nmore")
 
     entered = {
-        "ours": Contender(lambda i: None, 0, [3]),
-        "compiled": Contender(broken, 0),
-        "loop": Contender(lambda i: None, 0),
+        "ours": Entrant(lambda i: None, 0, [3]),
+        "compiled": Entrant(broken, 0),
+        "loop": Entrant(lambda i: None, 0),
     }
     told = []
     found = contest(entered, 1, 2, measures.Clock(600), told.append)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.evaluation.curves import Question, hider, pixel_ranks, taken_pixels
-from vitcx.evaluation.precision import rank_correlation
+from vitcx.evaluation.map_agreement import rank_correlation
 from vitcx.runtime.engines.session import Session
 from vitcx.runtime.explainer import Explainer
 

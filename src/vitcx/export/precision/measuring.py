@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.evaluation.precision import compare_precisions, summarise_precision
+from vitcx.evaluation.map_agreement import compare_precisions, summarise_precision
 from vitcx.export.graph.parity import scene
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.registry import open_session

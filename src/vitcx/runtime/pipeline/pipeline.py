@@ -35,7 +35,7 @@ from vitcx.runtime.engines.session import Scores, check_process
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.pipeline.runner import Runner, Stages, without_frames
 from vitcx.runtime.pipeline.ticket import Ticket
-from vitcx.runtime.pipeline.work import Place
+from vitcx.runtime.pipeline.work import Reached
 from vitcx.runtime.pipeline.work_queue import Encode, Prepare, Score, WorkQueue
 from vitcx.runtime.settings import Request
 
@@ -108,7 +108,7 @@ class Pipeline(Closing):
     def waiting(self) -> int:
         """Pictures that nothing has been done to yet."""
         with self._changed:
-            return sum(work.place == Place.WAITING for work in self._queue.line)
+            return sum(work.reached == Reached.WAITING for work in self._queue.line)
 
     @property
     def pending_rows(self) -> int:

@@ -13,7 +13,7 @@ from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.errors import VitcxError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline.packing import PackedBatch
-from vitcx.runtime.pipeline.work import Place, Work
+from vitcx.runtime.pipeline.work import Reached, Work
 from vitcx.runtime.pipeline.work_queue import Encode, Prepare, Score, WorkQueue
 
 _E = TypeVar("_E", bound=BaseException)
@@ -117,7 +117,7 @@ class Runner:
             self.fail(work, without_frames(error))
             return
         with self._changed:
-            work.place = Place.PREPARED
+            work.reached = Reached.PREPARED
             self._changed.notify_all()
 
     def _encode(self, group: list[Work]) -> None:
@@ -146,7 +146,7 @@ class Runner:
             self.fail(work, without_frames(error))
             return
         with self._changed:
-            work.place = Place.READY
+            work.reached = Reached.READY
 
     def _score(self, packed: PackedBatch) -> None:
         try:

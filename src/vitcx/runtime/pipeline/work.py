@@ -17,7 +17,7 @@ from vitcx.runtime.settings import Request
 FloatArray = NDArray[np.float32]
 
 
-class Place(IntEnum):
+class Reached(IntEnum):
     """How far a picture has come."""
 
     WAITING, PREPARING, PREPARED, ENCODING, READY = range(5)
@@ -32,7 +32,7 @@ class Work:
     request : what is asked for.
     index : how many were submitted before it.
     ticket : the promise of its explanation.
-    place : how far it has come.
+    reached : how far it has come.
     held : counted among the pictures in memory.
     closed : done or cancelled: whoever has it at hand lets it go.
     seconds : time by step.
@@ -47,7 +47,7 @@ class Work:
     request: Request
     index: int
     ticket: Ticket
-    place: Place = Place.WAITING
+    reached: Reached = Reached.WAITING
     held: bool = False
     closed: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Work:
     @property
     def has_rows(self) -> bool:
         """Whether it is known what rows it has."""
-        return self.place == Place.READY
+        return self.reached == Reached.READY
 
     def let_go(self) -> None:
         """Forget the picture and all that was made of it: who still holds this, holds no memory."""

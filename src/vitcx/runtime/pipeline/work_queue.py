@@ -13,7 +13,7 @@ from itertools import islice
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.pipeline.packing import PackedBatch, Packer, Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
-from vitcx.runtime.pipeline.work import Place, Work
+from vitcx.runtime.pipeline.work import Reached, Work
 from vitcx.runtime.settings import Request
 
 
@@ -93,8 +93,8 @@ class WorkQueue:
             return Encode(group)
         if self._held < self.limit:
             for work in self.line:
-                if work.place == Place.WAITING:
-                    work.place = Place.PREPARING
+                if work.reached == Reached.WAITING:
+                    work.reached = Reached.PREPARING
                     work.held = True
                     self._held += 1
                     return Prepare(work)
@@ -172,9 +172,9 @@ class WorkQueue:
         if not self._in_order:
             return self._encoding == 0
         for work in self.line:
-            if work.place == Place.WAITING and self._window_is_full():
+            if work.reached == Reached.WAITING and self._window_is_full():
                 break  # neither this one nor those behind it come before a batch has run
-            if work.place != Place.PREPARED:
+            if work.reached != Reached.PREPARED:
                 return False  # what is on its way may fill the batch
         first = next(iter(self.open), self._submitted)
         return self.ended or self._submitted - first >= self.limit
@@ -187,9 +187,9 @@ class WorkQueue:
         """The next pictures to encode together, or none."""
         group: list[Work] = []
         for work in self.line:
-            if work.place == Place.PREPARED:
+            if work.reached == Reached.PREPARED:
                 group.append(work)
-            elif self._in_order and work.place < Place.PREPARED:
+            elif self._in_order and work.reached < Reached.PREPARED:
                 break  # its turn comes first
             if len(group) == self._encode_size:
                 break
@@ -198,5 +198,5 @@ class WorkQueue:
         if group:
             self._encoding += 1
         for work in group:
-            work.place = Place.ENCODING
+            work.reached = Reached.ENCODING
         return group

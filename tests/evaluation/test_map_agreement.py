@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundle import random_picture, write_tiny_bundle
-from vitcx.evaluation.precision import compare_precisions, rank_correlation, summarise_precision
+from vitcx.evaluation.map_agreement import compare_precisions, rank_correlation, summarise_precision
 from vitcx.runtime.explainer import load
 from vitcx.runtime.pictures.preprocess import prepare
 
