@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +26,12 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 # A block that begins so cannot run here: it says what it needs.
 NEEDS = "# needs: "
+OTHER_OPTIONS = {"--help"}.union(
+    *(
+        re.findall(r'"(--[a-z-]+)', p.read_text("utf-8"))
+        for p in (ROOT / "benchmarks").rglob("*.py")
+    )
+)
 
 
 def blocks_of(path: Path, language: str) -> list[str]:
@@ -57,6 +64,37 @@ def test_the_list_of_pages_names_every_page():
     page = ROOT / "docs" / "README.md"
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", page.read_text("utf-8")))
     assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_and_modules_that_a_page_names_are_there(name):
+    text = (ROOT / name).read_text("utf-8")
+    for file in re.findall(r"`([\w-]+/[\w/-]+\.py)`", text):
+        assert (ROOT / file).is_file() or (ROOT / "src" / "vitcx" / file).is_file(), file
+    for module in re.findall(r"python -m ((?:benchmarks|tools)(?:\.[a-z0-9_]+)*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+    for dotted in re.findall(r"`(vitcx(?:\.\w+)+)`", text):
+        pkgutil.resolve_name(dotted)
+
+
+def options_of(command: click.Command) -> set[str]:
+    own = {word for p in command.params for word in (*p.opts, *p.secondary_opts)}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            own |= options_of(found)
+    return own
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+def test_every_option_that_a_page_names_exists(page):
+    known = options_of(root) | OTHER_OPTIONS
+    text = without_blocks(page.read_text("utf-8"))
+    for option in re.findall(r"`(?:vitcx [^`]*)?(--[a-z][a-z-]*)", text):
+        assert option in known, option
 
 
 PYTHON = [
