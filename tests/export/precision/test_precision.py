@@ -250,8 +250,8 @@ def test_export_measures_what_the_precision_costs(
     assert steps[-1] == f"measuring {precision}: 2 of 2 images"
     m = read_bundle(bundle.path).manifest
     assert m.precision == precision
-    files = ["encoder.onnx", "manifest.json", "model.onnx", "teams.onnx", "weights.data"]
-    assert sorted(p.name for p in bundle.path.iterdir()) == files
+    graphs = ["encoder.onnx", "model.onnx", "teams.onnx", "weights.data"]
+    assert {p.name for p in bundle.path.iterdir()} == {"check.npz", "manifest.json", *graphs}
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     figures = m.precision_figures
     assert {limit.figure for limit in LIMITS} <= figures.keys()
@@ -315,7 +315,7 @@ def test_each_file_of_a_reduced_precision_is_digested_once(
 
     monkeypatch.setattr(exporting, "sha256_of", noted)
     export_model(tiny.make("vit"), tmp_path / "bundle", precision="int8")
-    names = ["encoder.onnx", "model.onnx", "teams.onnx", "weights.data"]
+    names = ["check.npz", "encoder.onnx", "model.onnx", "teams.onnx", "weights.data"]
     assert sorted(digested) == [f"new/{name}" for name in names]
 
 
