@@ -429,6 +429,26 @@ def test_independent_labels(tmp_path: Path) -> None:
         np.testing.assert_allclose(probabilities, model(images).sigmoid().numpy(), atol=1e-6)
 
 
+def test_a_module_that_says_nothing_of_its_pictures(quick: Any, tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny.make("vit")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.inner(images)
+            return logits
+
+    out = tmp_path / "bundle"
+    with pytest.raises(InputError, match="Plain does not say the size of its pictures"):
+        export_model(Plain(), out)
+    with pytest.raises(InputError, match="nobody knows how the pictures of this module are norm"):
+        export_model(Plain(), out, img_size=64)
+    m = export_model(Plain(), out, img_size=64, mean=[0.4], std=[0.2], teams=False).manifest
+    assert (m.layer_path, m.grid, m.mean) == ("inner.blocks.1.norm1", (4, 4), (0.4, 0.4, 0.4))
+    assert (m.input_size, m.crop_mode, m.crop_fraction) == ((64, 64), "center", 1.0)
+
+
 def test_a_module_in_training_dress(quick: Any, tmp_path: Path) -> None:
     model = nn.DataParallel(tiny.make("vit").bfloat16())
     bundle = export_model(

@@ -68,6 +68,22 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     )
 
 
+def preprocessing_of_nobody(module: nn.Module, size: tuple[int, int] | None) -> Preprocessing:
+    """For a module that says nothing of its pictures: no mean and std, which `override` asks for.
+
+    Raises
+    ------
+    InputError
+        Without a size.
+    """
+    if size is None:
+        raise InputError(
+            f"{type(module).__name__} does not say the size of its pictures: give img_size, and "
+            "mean and std"
+        )
+    return Preprocessing(size, (), (), 1.0, "center", "bicubic")
+
+
 def input_size_of(model: nn.Module) -> tuple[int, int]:
     """(H, W) that a timm model takes now."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -144,6 +160,12 @@ def _each(
     if given is not None and len(values) == 1:
         values *= channels
     if len(values) != channels:
+        if given is None and not known:
+            raise InputError(
+                "nobody knows how the pictures of this module are normalised: give mean and std, "
+                "and a crop or interpolation where it was trained with others than a centre crop "
+                "of the whole and bicubic"
+            )
         if given is None:
             raise InputError(
                 f"the model takes {channels} channel{'s' if channels > 1 else ''}, and the {name} "

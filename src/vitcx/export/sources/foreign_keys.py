@@ -54,11 +54,11 @@ _KNOWN = (
     ("attn.w_msa", "MMPretrain's Swin, which merges patches in another order than timm's"),
     (
         "encoder.layers.encoder_layer_0",
-        "torchvision's ViT: give torchvision:vit_b_16 (or what it is) as MODEL",
+        "torchvision's ViT: give timm's name of the same one, or export the module from Python",
     ),
     (
         "features.1.0.attn.qkv",
-        "torchvision's Swin: give torchvision:swin_t (or what it is) as MODEL",
+        "torchvision's Swin: load it there and export the module from Python",
     ),
     ("decoder_blocks.0.", "a masked autoencoder from pretraining, without a classifier"),
 )

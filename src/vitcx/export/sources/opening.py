@@ -12,6 +12,7 @@ from torch import nn
 
 from vitcx.export.preprocessing import (
     input_channels,
+    preprocessing_of_nobody,
     preprocessing_of_spec,
     preprocessing_of_timm,
 )
@@ -100,13 +101,16 @@ def open_source(
     if spec is not None and where != (None, -1):
         raise InputError("stage and block choose a layer, and so does a spec: leave them out")
     module = plain_module(model)
-    if size is not None:
-        resize(module, size)
     origin = f"module: {type(module).__module__}.{type(module).__qualname__}"
     config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     name = (spec and spec.name) or config.get("architecture") or type(module).__name__
-    if spec is None:
+    if spec is None and config:
+        if size is not None:
+            resize(module, size)
         return _of_timm(module, name, origin)
+    if spec is None:
+        preprocessing = preprocessing_of_nobody(module, size)
+        return Source(module, name, origin, preprocessing, input_channels(module))
     return Source(
         module, name, origin, preprocessing_of_spec(spec), len(spec.mean), spec.class_names
     )
