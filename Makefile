@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test check fast attack clean
+.PHONY: demo test test-slow check fast attack clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vitcx demo --out $(OUT)
 
+# The tests of a file stay together: they share what they made.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The fast tests: minutes on two cores.
 test: check
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not slow"
+
+# The others: exports of every family, benchmarks, attacks, the embedded model's accuracy.
+test-slow: $(VENV)/.dev
+	$(TESTS) -m slow
 
 # Style, types, and the layers between packages.
 check: $(VENV)/.dev
