@@ -163,6 +163,8 @@ def add_encoder(bundle: Bundle, encoder: Bundle) -> Bundle:
     folder.mkdir()
     shutil.copyfile(bundle.model_path, folder / "model.onnx")
     shutil.copyfile(encoder.model_path, folder / "encoder.onnx")
+    if bundle.has_teams:
+        shutil.copyfile(bundle.teams_path, folder / "teams.onnx")
     files = {path.name: sha256_of(path) for path in folder.iterdir()}
     write_manifest(folder, replace(bundle.manifest, files=files))
     return read_bundle(folder)

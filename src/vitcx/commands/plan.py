@@ -15,9 +15,9 @@ from vitcx.commands.terminal import say
 from vitcx.runtime.bundle import Bundle, read_bundle
 from vitcx.runtime.engines.tensorrt.ahead import AheadPlan, build_ahead, take_plan
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
-from vitcx.runtime.engines.tensorrt.library import FLAVOURS
+from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
 from vitcx.runtime.engines.tensorrt.plan import plan_graphs
-from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, TEAMS, Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
 from vitcx.runtime.explainer import find_bundle
 
@@ -110,12 +110,13 @@ def take_command(plan: Path, bundle: str, sha256: str) -> None:
     shapes = Shapes(**first.shapes)
     uses = {
         ENCODE: f"encoding up to {shapes.encode_images} images",
-        SCORE: f"mask batches of {shapes.batch_size}",
+        SCORE: f"mask batches of up to {shapes.batch_size}",
+        TEAMS: f"batches of up to {shapes.batch_size} teams",
     }
+    for_what = " and ".join(uses[name] for name in shapes.profiles if name in uses)
     say(
-        f"taken: {first.flavour} {first.version}, {first.precision}, "
-        f"{' and '.join(uses[profile] for profile in shapes.profiles)}, for compute capability "
-        f"{', '.join(key.compute_capability for key in keys)}"
+        f"taken: {first.flavour} {first.version}, {first.precision}, {for_what}, for compute "
+        f"capability {', '.join(key.compute_capability for key in keys)}"
     )
 
 
@@ -124,10 +125,12 @@ def build_and_tell(
 ) -> None:
     """Build a bundle's plans ahead of time with a progress bar, and print what came of it.
 
-    A second plan, of an encoder that is a graph of its own, goes to ``STEM.encoder.SUFFIX``.
+    The plan of another graph than ``model.onnx`` goes to ``STEM.GRAPH.SUFFIX``, such as
+    ``vit_base.teams.plan``.
     """
-    for graph, shapes in plan_graphs(bundle, Shapes.of_session(batch_size)):
-        beside = out.with_name(f"{out.stem}.encoder{out.suffix}")
+    library = find_library(engine)
+    for graph, shapes in plan_graphs(library, bundle, Shapes.of_session(batch_size)):
+        beside = out.with_name(f"{out.stem}.{Path(graph.graph_name).stem}{out.suffix}")
         with _build_progress() as report:
             made = build_ahead(
                 graph,

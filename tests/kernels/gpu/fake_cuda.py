@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -140,8 +141,10 @@ class EventOptions:
 
 class Graph:
     refusal = None  # what a launch raises
+    made: ClassVar[list] = []  # since `install`
 
     def __init__(self, work):
+        Graph.made.append(self)
         self.work = work
         self.launches = 0
         self.is_closed = False
@@ -156,6 +159,7 @@ class Graph:
 
     def close(self):
         self.is_closed = True
+        self.work = []
 
 
 class GraphBuilder:
@@ -291,6 +295,7 @@ def install(monkeypatch, shim):
     monkeypatch.setattr(launcher, "cubin", lambda unit, arch, cache: b"cubin")
     Buffer.live = Buffer.live_device_bytes = 0
     _CREATED.clear()
+    Graph.made = []
     return fake
 
 

@@ -38,6 +38,11 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def team_bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "teams", teams=True)
+
+
+@pytest.fixture(scope="module")
 def pictures():
     return [random_picture(seed) for seed in range(PICTURES)]
 
@@ -162,6 +167,59 @@ def test_methods_beside_one_another_from_many_callers(
             tickets = list(callers.map(pipeline.submit, requests))
             pipeline.end()
             check([ticket.result(timeout=60) for ticket in tickets], expected)
+
+
+# Tokens in teams of half of the patches, of others, and pixels.
+TEAMS = (
+    {"preset": "quick"},
+    {"preset": "balanced"},
+    {"estimator": "teams-difference", "team_share": 0.3},
+    {"estimator": "teams", "hidden": "pixels"},
+    {"method": "rise", "mask_count": 20},
+    {},
+)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_teams_of_tokens_beside_pixels_from_many_callers(
+    flavour, team_bundle, pictures, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, flavour, device=emulated_driver)
+    asked = [(picture, settings) for picture in pictures[:3] for settings in TEAMS]
+    with Explainer(team_bundle, OnnxRuntimeSession(team_bundle)) as explainer:
+        expected = [explainer.explain(picture, "top2", **settings) for picture, settings in asked]
+    assert [one.settings.get("hidden") for one in expected[:4]] == ["tokens"] * 3 + ["pixels"]
+    with (
+        Explainer(team_bundle, TensorRTSession(team_bundle, flavour, batch_size=8)) as explainer,
+        ThreadPoolExecutor(6) as callers,
+    ):
+        found = list(callers.map(lambda one: explainer.explain(one[0], "top2", **one[1]), asked))
+        check(found, expected)
+        assert [one.settings for one in found] == [one.settings for one in expected]
+        requests = [explainer.request(picture, "top2", **settings) for picture, settings in asked]
+        with explainer.open_pipeline(in_order=False, limit=len(requests)) as pipeline:
+            tickets = list(callers.map(pipeline.submit, requests))
+            pipeline.end()
+            check([ticket.result(timeout=60) for ticket in tickets], expected)
+
+
+def test_teams_take_no_memory_after_the_session_is_open(
+    team_bundle, pictures, monkeypatch, tmp_path
+):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with Explainer(team_bundle, TensorRTSession(team_bundle, batch_size=8)) as explainer:
+        opened = explainer.session._opened
+        with explainer.session._gpu.current():
+            for pool in (opened.scorers, opened.teams, opened.encoders):
+                with pool.take(), pool.take():
+                    pass  # all that there are
+        emulated_driver.set_memory(0)
+        try:
+            list(explainer.explain_many(pictures, preset="balanced"))
+            for settings in TEAMS:
+                explainer.explain(pictures[0], **settings)
+        finally:
+            emulated_driver.set_memory(1 << 30)
 
 
 def test_no_method_takes_memory_after_the_session_is_open(bundle, pictures, monkeypatch, tmp_path):

@@ -24,26 +24,31 @@ from tests.kernels.gpu import fake_cuda
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt import plan as tensorrt_plan
 from vitcx.runtime.engines.tensorrt.builder import BuiltPlan
+from vitcx.runtime.engines.tensorrt.interface import expected_interface
 from vitcx.runtime.engines.tensorrt.plan_report import PlanReport
 
-SCRATCH = {0: 4096, 1: 8192}  # bytes of each profile
+SCRATCH = {0: 4096, 1: 8192, 2: 6144}  # bytes of each profile
 
 
-def write_plan(bundle, shapes, **changes):
+def write_plan(library, bundle, shapes, **changes):
     """What stands for a plan: JSON, with what a test wants to be other than it should."""
-    (height, width), m = bundle.manifest.input_size, bundle.manifest
-    size = [3, height, width]
+    session = ort.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    wanted = {tensor.name for tensor in expected_interface(library, bundle).outputs}
+    tensors = {
+        tensor.name: [
+            mode,
+            {"tensor(float)": "FLOAT", "tensor(int64)": "INT64"}[tensor.type],
+            [size if isinstance(size, int) else -1 for size in tensor.shape],
+        ]
+        for mode, found in (("INPUT", session.get_inputs()), ("OUTPUT", session.get_outputs()))
+        for tensor in found
+        if mode == "INPUT" or tensor.name in wanted
+    }
+    token_shape = tuple(tensors["tokens"][2][1:]) if "tokens" in tensors else ()
     plan = {
         "model": str(bundle.model_path),
-        "tensors": {
-            "images": ["INPUT", "FLOAT", [-1, *size]],
-            "probabilities": ["OUTPUT", "FLOAT", [-1, m.num_classes]],
-            "embedding": ["OUTPUT", "FLOAT", [-1, m.channels, *m.grid]],
-        },
-        "profiles": [
-            [[least, *size], [least, *size], [most, *size]]
-            for least, most in map(shapes.images, shapes.profiles)
-        ],
+        "tensors": tensors,
+        "profiles": [shapes.ranges(name, bundle.manifest, token_shape) for name in shapes.profiles],
         **changes,
     }
     return json.dumps(plan).encode()
@@ -67,6 +72,7 @@ class ILogger:
 class DataType(enum.Enum):
     FLOAT = 0
     HALF = 1
+    INT64 = 8
 
 
 class TensorIOMode(enum.Enum):
@@ -155,6 +161,7 @@ class ICudaEngine:
         self._session = ort.InferenceSession(plan["model"], providers=["CPUExecutionProvider"])
         self.num_io_tensors = len(plan["tensors"])
         self.num_optimization_profiles = len(plan["profiles"])
+        self.inputs = [name for name, (mode, *_) in plan["tensors"].items() if mode == "INPUT"]
 
     def get_tensor_name(self, index):
         return list(self._plan["tensors"])[index]
@@ -165,12 +172,14 @@ class ICudaEngine:
     def get_tensor_dtype(self, name):
         return DataType[self._plan["tensors"][name][1]]
 
+    def _dtype(self, name):
+        return self._plan["tensors"][name][1]
+
     def get_tensor_shape(self, name):
         return tuple(self._plan["tensors"][name][2])
 
     def get_tensor_profile_shape(self, name, profile_index):
-        assert name == "images"
-        return [tuple(dims) for dims in self._plan["profiles"][profile_index]]
+        return [tuple(dims) for dims in self._plan["profiles"][profile_index][name]]
 
     def get_device_memory_size_for_profile_v2(self, profile_index):
         return SCRATCH[profile_index]
@@ -196,14 +205,14 @@ class IExecutionContext:
             ExecutionContextAllocationStrategy.USER_MANAGED
         )
         self.profile = 0
-        self.shape = None
+        self.shapes = {}
         self.addresses = {}
         self._memory = (0, 0)
         self._busy = threading.Lock()
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
         assert stream_handle > 2, "on a default stream"
-        self.profile, self.shape, self._memory = profile_index, None, (0, 0)
+        self.profile, self.shapes, self._memory = profile_index, {}, (0, 0)
         known = 0 <= profile_index < self._engine.num_optimization_profiles
         if known and self.config is not None and profile_index not in self.config.cache.profiles:
             # TensorRT-RTX compiles here, and looks in no cache but what was read into this one.
@@ -226,23 +235,23 @@ class IExecutionContext:
         if not all(low <= n <= high for low, n, high in zip(least, shape, most, strict=True)):
             self._log(f"profile {self.profile} does not take {shape}")
             return False
-        self.shape = shape
+        self.shapes[name] = tuple(shape)
         return True
 
     def infer_shapes(self):
-        return ["images"] if self.shape is None else []
+        return [name for name in self._engine.inputs if name not in self.shapes]
 
     def is_stream_capturable(self, stream):
         """TensorRT-RTX's alone; it depends on all that a pass needs, so that is set before."""
         assert stream > 2, "on a default stream"
         assert self.config is not None
-        assert self.shape is not None
+        assert not self.infer_shapes()
         assert self._memory[1] >= SCRATCH[self.profile]
         return self._record.capturable
 
     def execute_async_v3(self, stream_handle):
         assert stream_handle > 2, "on a default stream"
-        assert self.shape is not None
+        assert not self.infer_shapes()
         assert set(self.addresses) == set(self._engine._plan["tensors"])
         assert self._memory[1] >= (SCRATCH[self.profile] if self._managed else 0)
         capturing = self._record.device.is_capturing(stream_handle)
@@ -250,18 +259,22 @@ class IExecutionContext:
         if refusal is not None:
             self._log(refusal)
             return False
-        state = (self.shape, dict(self.addresses), stream_handle)
+        state = (dict(self.shapes), dict(self.addresses), stream_handle)
         self._record.device.queue(stream_handle, lambda: self._run(*state))
         return True
 
-    def _run(self, shape, addresses, stream_handle):
+    def _run(self, shapes, addresses, stream_handle):
         assert self._busy.acquire(blocking=False), "two threads at once"
         try:
             self._record.before_pass()
-            self._record.passes.append((self, shape[0], stream_handle, threading.get_ident()))
-            images = _at(addresses["images"], shape)
-            names = ["probabilities", "embedding"]
-            outputs = self._engine._session.run(names, {"images": images.copy()})
+            rows = shapes[self._engine.inputs[-1]][0]
+            self._record.passes.append((self, rows, stream_handle, threading.get_ident()))
+            feeds = {
+                name: _at(addresses[name], shape, self._engine._dtype(name)).copy()
+                for name, shape in shapes.items()
+            }
+            names = [name for name in addresses if name not in shapes]
+            outputs = self._engine._session.run(names, feeds)
             for name, value in zip(names, outputs, strict=True):
                 _at(addresses[name], value.shape)[...] = value
         finally:
@@ -271,8 +284,8 @@ class IExecutionContext:
         self._engine._logger.log(ILogger.Severity.ERROR, text)
 
 
-def _at(address, shape):
-    kind = ctypes.c_float * int(np.prod(shape))
+def _at(address, shape, dtype="FLOAT"):
+    kind = {"FLOAT": ctypes.c_float, "INT64": ctypes.c_int64}[dtype] * int(np.prod(shape))
     return np.ctypeslib.as_array(kind.from_address(address)).reshape(shape)
 
 
@@ -315,7 +328,7 @@ def install(monkeypatch, tmp_path, flavour="tensorrt", old=False, device=fake_cu
 
     def build(library, bundle, shapes, options, report=None):
         record.built.append(shapes)
-        plan = write_plan(bundle, shapes, **record.changes)
+        plan = write_plan(library, bundle, shapes, **record.changes)
         return BuiltPlan(plan, PlanReport("stand-in", (), 0.0, len(plan), 2, 0))
 
     monkeypatch.setattr(tensorrt_plan, "build_plan", build)

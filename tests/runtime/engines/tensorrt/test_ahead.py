@@ -83,7 +83,7 @@ def test_what_was_taken_is_used_and_nothing_is_built(
     plan, digest = built
     assert not cache.exists()
     assert take(plan, bundle, digest) == 0
-    assert "mask batches of 4, for compute capability 8.9, 12.0" in capsys.readouterr().out
+    assert "mask batches of up to 4, for compute capability 8.9, 12.0" in capsys.readouterr().out
     monkeypatch.setattr(tensorrt_plan, "build_plan", refuse)
     library = find_library("tensorrt-rtx")
     for gpu, capability in (("NVIDIA RTX 4090", "8.9"), ("NVIDIA RTX 5090", "12.0")):
@@ -110,7 +110,7 @@ def test_an_encoder_of_its_own_has_a_plan_of_its_own(
     for plan, digest in zip(plans, digests, strict=True):
         assert take(plan, mixed, digest) == 0
     said = capsys.readouterr().out
-    assert "mask batches of 4, for compute capability 8.9" in said
+    assert "mask batches of up to 4, for compute capability 8.9" in said
     assert "encoding up to 4 images, for compute capability 8.9" in said
     monkeypatch.setattr(tensorrt_plan, "build_plan", refuse)
     order = PlanOrder(find_library("tensorrt-rtx"), mixed, SHAPES, BuildOptions(), "a GPU", "8.9")

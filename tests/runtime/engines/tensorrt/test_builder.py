@@ -73,7 +73,7 @@ def test_a_plan_says_what_it_is(library: Library, bundle: Bundle) -> None:
     assert tuple(built.plan[24:28]) == version
     assert built.report.bytes == len(built.plan)
     assert built.report.targets == ("8.9",)
-    assert built.report.profiles == 2
+    assert built.report.profiles == 3
     assert built.report.seconds > 0
     assert sum(built.report.layers.values()) > 0
     assert built.report.attention_in_words() == "no attention in the graph"
@@ -103,7 +103,7 @@ def test_each_target_is_in_the_plan(library: Library, bundle: Bundle) -> None:
     assert targets() & (ampere | ada | blackwell) == ampere | ada | blackwell
 
 
-def test_two_profiles_on_a_dynamic_batch(
+def test_the_profiles_of_a_dynamic_batch(
     library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -128,11 +128,12 @@ def test_two_profiles_on_a_dynamic_batch(
     monkeypatch.setattr(library.module, "Builder", Spy)
     options = BuildOptions(compute_capabilities=("8.9",), workspace_bytes=1 << 28)
     build_plan(library, bundle, SHAPES, options)
-    assert seen == [2, False, 1 << 28, (-1, 3, SIZE, SIZE), False]
+    assert seen == [3, False, 1 << 28, (-1, 3, SIZE, SIZE), False]
     ranges = [[tuple(shape) for shape in profile.get_shape("images")] for profile in profiles]
     assert ranges == [
         [(1, 3, SIZE, SIZE), (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)],
         [(6, 3, SIZE, SIZE), (6, 3, SIZE, SIZE), (6, 3, SIZE, SIZE)],
+        [(2, 3, SIZE, SIZE), (3, 3, SIZE, SIZE), (3, 3, SIZE, SIZE)],
     ]
     build_plan(library, bundle, SHAPES, BuildOptions(tf32=True, compute_capabilities=("8.9",)))
     assert seen[6] is True

@@ -140,16 +140,17 @@ def test_an_encoder_of_its_own_has_a_plan_of_its_own(
         np.testing.assert_allclose(predicted, reference.predict(given), rtol=0, atol=TOLERANCE)
         assert np.abs(predicted - expected[0]).max() > 100 * TOLERANCE
     assert [(s.profiles, s.images(s.profiles[0])) for s in record.built] == [
-        (("score",), (4, 4)),
+        (("score", "short"), (4, 4)),
         (("encode",), (1, 3)),
     ]
-    assert {context.profile for context in record.contexts} == {0}
-    if flavour == "tensorrt-rtx":  # the scoring pass alone is compiled for its one shape
+    assert [context.profile for context in record.contexts] == [0, 1, 1, 0]
+    if flavour == "tensorrt-rtx":  # the scoring passes alone are compiled for their one shape
         kinds = [c.config.cuda_graph_strategy.name for c in record.contexts]
-        assert kinds == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
+        assert kinds == ["WHOLE_GRAPH_CAPTURE"] * 3 + ["DISABLED"]
     with TensorRTSession(mixed, flavour, batch_size=3, encode_images=3):
         pass
-    assert [s.profiles for s in record.built[2:]] == [("score",)]  # the other is in the cache
+    # The other is in the cache.
+    assert [s.profiles for s in record.built[2:]] == [("score", "short")]
     assert fake_cuda.Buffer.live == 0
 
 
@@ -169,11 +170,13 @@ def test_any_number_of_images_is_encoded_and_predicted(count, bundle, record, re
     np.testing.assert_allclose(predicted, expected[0], rtol=0, atol=TOLERANCE)
     rows = [(context.profile, rows) for context, rows, *_ in record.passes]
     assert rows[before:encoded] == [(0, min(3, count - start)) for start in range(0, count, 3)]
-    assert rows[encoded:] == [(1, 5)] * -(-count // 5)
+    # Full batches, and the smallest of 5, 3 and 2 rows that holds the rest.
+    sizes = {0: [], 1: [(2, 2)], 3: [(2, 3)], 4: [(1, 5)]}
+    assert rows[encoded:] == [(1, 5)] * (count // 5) + sizes[count % 5]
 
 
-@pytest.mark.parametrize("rows", [1, 5, 8])
-def test_a_short_batch_runs_whole_and_gives_its_own_rows(rows, bundle, record, reference):
+@pytest.mark.parametrize(("rows", "size"), [(1, 2), (2, 2), (3, 4), (5, 8), (8, 8)])
+def test_a_short_batch_runs_the_smallest_pass_that_holds_it(rows, size, bundle, record, reference):
     with TensorRTSession(bundle, batch_size=8) as session:
         before = len(record.passes)
         scores = session.score(batch(rows))
@@ -181,7 +184,7 @@ def test_a_short_batch_runs_whole_and_gives_its_own_rows(rows, bundle, record, r
         stale = recording_tensorrt._at(context.addresses["images"], (8, 3, SIZE, SIZE))
         assert np.isfinite(stale).all()
         assert not stale[rows:].any()
-    assert (context.profile, ran) == (1, 8)
+    assert (context.profile, ran) == (1 if size == 8 else 2, size)
     assert scores.probabilities.shape == (rows, CLASSES)
     expected = reference.score(batch(rows)).probabilities
     np.testing.assert_allclose(scores.probabilities, expected, rtol=0, atol=TOLERANCE)
@@ -237,7 +240,7 @@ def test_a_thread_at_work_has_a_context_and_a_stream_to_itself(bundle, record):
             list(pool.map(session.score, [batch(4)] * 36))
             list(pool.map(session.encode, [images(1)] * 36))
         assert len(record.contexts) <= made + 1  # the second that encodes
-        assert made == 3
+        assert made == 2 * 3 + 1  # for 4, 2 and 1 rows
     assert fake_cuda.Buffer.live == 0
 
 
@@ -255,22 +258,31 @@ def test_encoding_and_scoring_do_not_wait_for_each_other(bundle, record):
             encoded.result()
         profiles = {context.profile for context, *_ in record.passes[before:]}
     assert profiles == {0, 1}
-    assert len(record.contexts) == 2
+    assert len(record.contexts) == 4
 
 
-def test_the_scoring_pass_is_recorded_once_and_replayed(bundle, record):
+def test_each_size_is_recorded_once_and_replayed(bundle, record, core):
     with TensorRTSession(bundle, batch_size=4) as session:
-        with session._opened.scorers.take() as context:
-            graph = context._cuda_graph._native
-        launched = graph.launches
-        assert len(graph.work) == 1
+        graphs = list(fake_cuda.Graph.made)
+        assert [len(graph.work) for graph in graphs] == [1, 1, 1]
+        launched = [graph.launches for graph in graphs]
         for seed in range(3):
             session.score(batch(4, seed))
-        session.predict(images(6))
-        assert graph.launches == launched + 5
-        with session._opened.scorers.take() as context:
-            assert context._cuda_graph._native is graph
-    assert graph.is_closed
+        session.score(batch(3))
+        session.score(batch(2))
+        session.predict(images(9))  # 4, 4 and 1
+        assert [graph.launches for graph in graphs] == [
+            before + more for before, more in zip(launched, (6, 1, 1), strict=True)
+        ]
+        assert fake_cuda.Graph.made == graphs
+    assert all(graph.is_closed for graph in graphs)
+
+
+def test_the_sizes_share_their_scratch_memory(bundle, record):
+    with TensorRTSession(bundle, batch_size=8):
+        scoring = [context for context in record.contexts if context.profile]
+        assert len(scoring) == 3
+        assert len({context._memory for context in scoring}) == 1
 
 
 def test_rtx_records_its_own_graph(bundle, core, monkeypatch, tmp_path):
@@ -279,9 +291,10 @@ def test_rtx_records_its_own_graph(bundle, core, monkeypatch, tmp_path):
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
         session.score(batch(4))
     by_profile = {context.profile: context.config for context in record.contexts}
-    score, encode = by_profile[1], by_profile[0]
-    assert score.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-    assert score.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    encode, score, short = (by_profile[profile] for profile in range(3))
+    for config in (score, short):
+        assert config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+        assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     # Every number of images would be compiled apart, in front of whoever asks for it first.
     assert encode.cuda_graph_strategy.name == "DISABLED"
     assert encode.dynamic_shapes_kernel_specialization_strategy.name == "LAZY"
@@ -294,27 +307,27 @@ def test_rtx_compiles_each_profile_once_and_not_again_at_the_next_start(
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
         with session._opened.scorers.take(), session._opened.scorers.take():
             pass  # another thread's context is ready at once
-        assert record.compiled == [1, 0]
-    assert len(record.contexts) == 3
+        assert record.compiled == [1, 2, 2, 0]
+    assert len(record.contexts) == 7
     kept = sorted(file.name.split(".")[1] for file in tmp_path.rglob("*.runtime-cache"))
-    assert kept == ["encode", "score"]
+    assert kept == ["encode", "score-4", "short-1", "short-2"]
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
-        assert record.compiled == [1, 0]
+        assert record.compiled == [1, 2, 2, 0]
     # Of another driver: compiled again, and kept.
     record.refuse_caches = True
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
-        assert record.compiled == [1, 0] * 2
+        assert record.compiled == [1, 2, 2, 0] * 2
     record.refuse_caches = False
     for file in tmp_path.rglob("*.runtime-cache"):
         file.write_bytes(b"damaged")
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4) as session:
-        assert record.compiled == [1, 0] * 3
+        assert record.compiled == [1, 2, 2, 0] * 3
         session.score(batch(4))
-    assert len([line for line in warnings_of(caplog) if "runtime cache" in line]) == 2
+    assert len([line for line in warnings_of(caplog) if "runtime cache" in line]) == 4
     # They go with the plan.
     record.refuse_plans = 1
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
-        assert record.compiled == [1, 0] * 4
+        assert record.compiled == [1, 2, 2, 0] * 4
 
 
 def test_rtxs_graph_is_made_when_the_session_opens(bundle, core, monkeypatch, tmp_path):
@@ -322,7 +335,7 @@ def test_rtxs_graph_is_made_when_the_session_opens(bundle, core, monkeypatch, tm
     record = recording_tensorrt.install(monkeypatch, tmp_path, "tensorrt-rtx")
     with TensorRTSession(bundle, "tensorrt-rtx", batch_size=4):
         pass
-    assert [context.profile for context, *_ in record.passes] == [1, 1, 0]
+    assert [context.profile for context, *_ in record.passes] == [1, 1, 2, 2, 2, 2, 0]
 
 
 @pytest.mark.parametrize("capturable", [True, False])
@@ -437,7 +450,7 @@ def test_where_there_is_no_room_for_another_context_threads_wait(bundle, record,
             answers = list(pool.map(session.score, [batch(4)] * 12))
     for answer in answers:
         np.testing.assert_array_equal(answer.probabilities, answers[0].probabilities)
-    assert len(record.contexts) == 2
+    assert len(record.contexts) == 4
     told = [line for line in warnings_of(caplog) if "threads share" in line]
     assert len(told) <= 1  # none, where no two threads came at once
 
@@ -498,11 +511,12 @@ def test_a_plan_that_cannot_be_read_is_built_again_once(bundle, record, caplog):
 
 def test_a_plan_with_other_profiles_is_built_again(bundle, record, caplog):
     size = [3, SIZE, SIZE]
-    record.changes = {"profiles": [[[1, *size]] * 3, [[4, *size]] * 3]}
-    with pytest.raises(EngineError, match=r"profile 0 .* \(1, 3, 32, 32\), expected"):
+    ranges = [{"images": [[rows, *size]] * 3} for rows in (1, 4, 4)]
+    record.changes = {"profiles": ranges}
+    with pytest.raises(EngineError, match=r"profile 0 .*'images' .* \(1, 3, 32, 32\), expected"):
         TensorRTSession(bundle, batch_size=4)
-    record.changes = {"profiles": [[[4, *size]] * 3]}
-    with pytest.raises(EngineError, match="has 1 profiles, expected 2"):
+    record.changes = {"profiles": [{"images": [[4, *size]] * 3}]}
+    with pytest.raises(EngineError, match="has 1 profiles, expected 3"):
         TensorRTSession(bundle, batch_size=2)
     record.changes = {}
     with TensorRTSession(bundle, batch_size=4):  # the bad plan in the cache is replaced
@@ -571,7 +585,7 @@ def test_the_real_library_says_why_it_cannot_read_a_plan(bundle):
     shapes = Shapes(2, 4)
     built = build_plan(library, bundle, shapes, BuildOptions(compute_capabilities=("8.9",)))
     with pytest.raises(PlanRefused, match=r"cannot read the plan: .*driver") as caught:
-        open_plan(library, built.plan, bundle.manifest, shapes)
+        open_plan(library, built.plan, bundle, shapes)
     assert "\n" not in str(caught.value)
 
 

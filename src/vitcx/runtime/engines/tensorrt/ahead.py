@@ -30,7 +30,7 @@ from vitcx.runtime.errors import EngineError, InputError
 
 NOTE_SUFFIX = ".json"
 # Raised with what makes a plan, as the cache's is: an older plan is not taken for a new one.
-_NOTE_SCHEMA = 3
+_NOTE_SCHEMA = 4
 
 
 @dataclass(frozen=True)

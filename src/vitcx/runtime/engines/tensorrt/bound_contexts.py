@@ -1,103 +1,178 @@
-"""What one thread needs to encode, or to score, on TensorRT: a context bound to its buffers.
+"""What one thread needs to encode, or to score, on TensorRT: contexts bound to its buffers.
 
-With it go a stream and, for scoring, a CUDA graph. Nothing is allocated and no address changes once
-it is made: a CUDA graph holds on to both.
+With them go a stream and, for scoring, CUDA graphs. Nothing is allocated and no address changes
+once it is made: a CUDA graph holds on to both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
-from vitcx.kernels.errors import first_line
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.blending import Blender
-from vitcx.kernels.gpu.device import CudaGraph, Gpu, PinnedBuffer
+from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.launcher import KernelLauncher
-from vitcx.runtime.device_errors import device_errors, is_out_of_memory
+from vitcx.kernels.gpu.streams import Stream
+from vitcx.runtime.device_errors import device_errors
 from vitcx.runtime.engines.session import PixelBatch, Scores
-from vitcx.runtime.engines.tensorrt.context import Context
-from vitcx.runtime.engines.tensorrt.library import Library
-from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.context import Context, scratch_bytes
+from vitcx.runtime.engines.tensorrt.interface import interface_of_engine, token_shape_of
+from vitcx.runtime.engines.tensorrt.plan import PlanOrder, runtime_cache_path
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, SHORT, Range
+from vitcx.runtime.engines.tensorrt.recorded_passes import RecordedPasses
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
-from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, Manifest
+from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-log = logging.getLogger("vitcx")
-
 FloatArray = NDArray[np.float32]
+_INPUT_DTYPES = {INPUT: np.float32, TOKENS: np.float32}  # the others are 64-bit indices
 
 
-class _BoundContext(Closing):
-    """A context with its buffers, on a stream of its own; the profile's most images in each.
+@dataclass(frozen=True)
+class OpenedPlan:
+    """A plan that is open: its engine, and what it was made for.
 
-    What is opened is closed in the opposite order, once the stream is at rest.
+    Attributes
+    ----------
+    order : of the plan.
+    engine : of `open_plan`; contexts share it.
+    gpu : that runs it.
     """
 
-    _profile: str  # the kind's own
+    order: PlanOrder
+    engine: trt.ICudaEngine
+    gpu: Gpu
+    _caches: dict[str, RuntimeCache] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        library: Library,
-        engine: trt.ICudaEngine,
-        gpu: Gpu,
-        manifest: Manifest,
-        shapes: Shapes,
-        runtime_cache: RuntimeCache | None,
-    ) -> None:
-        self._gpu = gpu
-        images = shapes.images(self._profile)[1]
-        self._shape = (images, manifest.input_channels, *manifest.input_size)
-        doing = f"{library.flavour}: opening a context for {images} images"
+    @property
+    def compiles_when_it_runs(self) -> bool:
+        """TensorRT-RTX does, and records its own CUDA graphs."""
+        return self.order.library.flavour == "tensorrt-rtx"
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """(T,W) of a picture's tokens; () where the graph has none."""
+        library = self.order.library
+        return token_shape_of(
+            "the graph in the plan", interface_of_engine(library.module, self.engine)
+        )
+
+    def ranges(self, profile: str) -> dict[str, Range]:
+        """As `Shapes.ranges`."""
+        return self.order.shapes.ranges(profile, self.order.bundle.manifest, self.token_shape)
+
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of each output."""
+        module, manifest = self.order.library.module, self.order.bundle.manifest
+        shapes = {
+            PROBABILITIES: (manifest.num_classes,),
+            EMBEDDING: (manifest.channels, *manifest.grid),
+            TOKENS: self.token_shape,
+        }
+        found = interface_of_engine(module, self.engine).outputs
+        return {tensor.name: shapes[tensor.name] for tensor in found}
+
+    def scratch(self, profiles: tuple[str, ...], stream: Stream) -> DeviceArray | None:
+        """Scratch memory that contexts on these profiles may share; None where they take theirs."""
+        indices = [self.order.shapes.profiles.index(profile) for profile in profiles]
+        size = scratch_bytes(self.engine, indices)
+        return None if size is None else self.gpu.allocate((size,), np.uint8, stream)
+
+    def context(
+        self, profile: str, stream: Stream, scratch: DeviceArray | None, rows: int | None
+    ) -> Context:
+        """A new context on a profile; for `rows` alone, and one shape, where they are given."""
+        cache = None
+        if self.compiles_when_it_runs:
+            # Each shape has kernels of its own.
+            name = profile if rows is None else f"{profile}-{rows}"
+            cache = self._caches.setdefault(
+                name, RuntimeCache(runtime_cache_path(self.order, name))
+            )
+        return Context(
+            self.order.library,
+            self.engine,
+            stream,
+            self.order.shapes,
+            profile,
+            cache,
+            scratch,
+            one_shape=rows is not None,
+        )
+
+
+class BoundContexts(Closing):
+    """Contexts and their buffers, on a stream of their own.
+
+    What is opened is closed in the opposite order, once the stream is at rest.
+
+    Parameters
+    ----------
+    plan : whose contexts these are.
+    """
+
+    _profiles: tuple[str, ...]  # the kind's own; the first has the most rows
+
+    def __init__(self, plan: OpenedPlan) -> None:
+        self._plan = plan
+        self._gpu = plan.gpu
+        ranges = plan.ranges(self._profiles[0])
+        self._rows = plan.order.shapes.images(self._profiles[0])[1]
+        library = plan.order.library
+        doing = f"{library.flavour}: opening a context for {self._rows} {self._profiles[0]} rows"
         with device_errors(doing):
-            self._stream = gpu.new_stream()
+            self._stream = self._gpu.new_stream()
         self._owned = contextlib.ExitStack()
         own = self._owned.enter_context
         own(self._stream)
         try:
             with device_errors(doing):
-                self._input = own(gpu.zeros(self._shape, np.float32, self._stream))
-                self._outputs = {
-                    name: own(gpu.allocate((images, *shape), np.float32, self._stream))
-                    for name, shape in (
-                        (PROBABILITIES, (manifest.num_classes,)),
-                        (EMBEDDING, (manifest.channels, *manifest.grid)),
+                self._inputs = {
+                    name: own(
+                        self._gpu.zeros(most, _INPUT_DTYPES.get(name, np.int64), self._stream)
                     )
+                    for name, (_, _, most) in ranges.items()
                 }
-                self._context = own(
-                    Context(
-                        library, engine, gpu, self._stream, shapes, self._profile, runtime_cache
-                    )
-                )
-                self._context.bind(INPUT, self._input)
-                for name, array in self._outputs.items():
-                    self._context.bind(name, array)
-                self._context.set_shape(self._shape)
-                # The first pass loads kernels, and shows whether the memory is enough.
-                self._context.enqueue(self._stream)
-                self._stream.synchronise()
-                self._context.keep_runtime_cache()
-                self._prepare(own)
+                self._outputs = {
+                    name: own(self._gpu.allocate((self._rows, *row), np.float32, self._stream))
+                    for name, row in plan.outputs().items()
+                }
+                self._scratch = plan.scratch(self._profiles, self._stream)
+                if self._scratch is not None:
+                    own(self._scratch)
+                self._open(own)
         except BaseException:
             with contextlib.suppress(Exception):
                 self.close()
             raise
 
-    def _prepare(self, own: Any) -> None:
-        """What else the kind needs; `own` takes what is to be closed with it."""
+    def _open(self, own: Any) -> None:
+        """The contexts, and what else the kind needs; `own` takes what is to be closed."""
         raise NotImplementedError
 
-    def _upload(self, images: FloatArray, pinned: PinnedBuffer) -> None:
-        """Queue the copy of some images to the first rows of the input."""
-        pinned.write(images)
-        pinned.copy_to(self._input.part(0, images.shape, np.float32), self._stream)
+    def _new_context(self, profile: str, rows: int | None = None) -> Context:
+        """A context bound to the buffers; for `rows` alone, and one shape, where they are given."""
+        context = self._plan.context(profile, self._stream, self._scratch, rows)
+        try:
+            for name, array in {**self._inputs, **self._outputs}.items():
+                context.bind(name, array)
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+    def _upload(self, name: str, array: NDArray[Any], pinned: PinnedBuffer) -> None:
+        """Queue the copy of an array to the start of an input."""
+        pinned.write(array)
+        pinned.copy_to(self._inputs[name].part(0, array.shape, array.dtype), self._stream)
 
     def _first_rows(self, name: str, rows: int) -> DeviceArray:
         output = self._outputs[name]
@@ -111,73 +186,78 @@ class _BoundContext(Closing):
             self._owned.close()
 
 
-class EncodeContext(_BoundContext):
+class EncodeContext(BoundContexts):
     """Encodes 1 to `shapes.encode_images` images."""
 
-    _profile = ENCODE
+    _profiles = (ENCODE,)
 
-    def _prepare(self, own: Any) -> None:
-        self._pinned_images = own(PinnedBuffer(self._input.nbytes))
+    def _open(self, own: Any) -> None:
+        self._context = own(self._new_context(ENCODE))
+        images = self._inputs[INPUT]
+        self._context.set_shapes({INPUT: images.shape})
+        # The first pass loads kernels, and shows whether the memory is enough.
+        self._context.enqueue(self._stream)
+        self._stream.synchronise()
+        self._context.keep_runtime_cache()
+        self._pinned_images = own(PinnedBuffer(images.nbytes))
         self._pinned_outputs = {
             name: own(PinnedBuffer(array.nbytes)) for name, array in self._outputs.items()
         }
 
-    def encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(N,3,H,W) float32 to probabilities (N,C) and embedding (N,D,h,w), for an N that fits."""
-        self._upload(images, self._pinned_images)
-        self._context.set_shape((len(images), *self._shape[1:]))
+    def encode(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
+        """(N,3,H,W) float32, for an N that fits, to these outputs, each (N, ...) float32."""
+        self._upload(INPUT, images, self._pinned_images)
+        self._context.set_shapes({INPUT: images.shape})
         self._context.enqueue(self._stream)
-        parts = {name: self._first_rows(name, len(images)) for name in self._outputs}
+        parts = {name: self._first_rows(name, len(images)) for name in outputs}
         for name, part in parts.items():
             self._pinned_outputs[name].copy_from(part, self._stream)
         self._stream.synchronise()
-        probabilities, embedding = (
-            self._pinned_outputs[name].read(parts[name].shape, np.float32)
-            for name in (PROBABILITIES, EMBEDDING)
-        )
-        return probabilities, embedding
+        return [
+            self._pinned_outputs[name].read(part.shape, np.float32) for name, part in parts.items()
+        ]
 
 
-class ScoreContext(_BoundContext):
-    """Blends and scores batches of exactly `shapes.batch_size` rows.
+class ScoreContext(BoundContexts):
+    """Blends and scores batches of 1 to `shapes.batch_size` rows, by the smallest recorded pass.
 
-    Rows that a batch does not fill keep what they had, which is finite; nobody looks at their
-    scores.
+    Rows of the pass that a batch does not fill keep what they had, which is finite; nobody looks at
+    their scores.
     """
 
-    _profile = SCORE
+    _profiles = (SCORE, SHORT)
 
-    def __init__(
-        self,
-        library: Library,
-        engine: trt.ICudaEngine,
-        gpu: Gpu,
-        manifest: Manifest,
-        launcher: KernelLauncher,
-        shapes: Shapes,
-        runtime_cache: RuntimeCache | None,
-    ) -> None:
+    def __init__(self, plan: OpenedPlan, launcher: KernelLauncher) -> None:
         self._launcher = launcher
-        self._library = library
         self._pinned_images: PinnedBuffer | None = None
-        super().__init__(library, engine, gpu, manifest, shapes, runtime_cache)
+        super().__init__(plan)
 
-    def _prepare(self, own: Any) -> None:
+    def _open(self, own: Any) -> None:
+        shape = self._inputs[INPUT].shape
+
+        def shapes_of(rows: int) -> dict[str, tuple[int, ...]]:
+            return {INPUT: (rows, *shape[1:])}
+
+        self._passes = own(
+            RecordedPasses(
+                self._gpu,
+                self._stream,
+                self._rows,
+                lambda rows: self._new_context(SCORE if rows == self._rows else SHORT, rows),
+                shapes_of,
+                of_library=self._plan.compiles_when_it_runs,
+            )
+        )
         self._blender = own(Blender(self._gpu, self._launcher, self._stream))
-        self._blender.reserve(self._shape)
+        self._blender.reserve(shape)
         self._pinned_scores = own(PinnedBuffer(self._outputs[PROBABILITIES].nbytes))
-        self._cuda_graph = self._record()
-        if self._cuda_graph is not None:
-            own(self._cuda_graph)
-            self._cuda_graph.launch(self._stream)
-            self._stream.synchronise()
 
     def score(self, batch: PixelBatch) -> Scores:
         """Scores of the rows of a batch, timed by the device's own clock."""
         start = self._stream.record(timed=True)
-        self._blender.blend(batch.images, batch.masks, batch.perturbations, self._input)
+        self._blender.blend(batch.images, batch.masks, batch.perturbations, self._inputs[INPUT])
         blended = self._stream.record(timed=True)
-        self._forward()
+        self._passes.run(batch.rows)
         end = self._stream.record(timed=True)
         probabilities = self._scores(batch.rows)
         return Scores(probabilities, (blended - start) / 1000, (end - blended) / 1000)
@@ -185,16 +265,11 @@ class ScoreContext(_BoundContext):
     def predict(self, images: FloatArray) -> FloatArray:
         """(N,3,H,W) float32 to (N,C) float32, for an N that fits."""
         if self._pinned_images is None:
-            self._pinned_images = self._owned.enter_context(PinnedBuffer(self._input.nbytes))
-        self._upload(images, self._pinned_images)
-        self._forward()
+            size = self._inputs[INPUT].nbytes
+            self._pinned_images = self._owned.enter_context(PinnedBuffer(size))
+        self._upload(INPUT, images, self._pinned_images)
+        self._passes.run(len(images))
         return self._scores(len(images))
-
-    def _forward(self) -> None:
-        if self._cuda_graph is None:
-            self._context.enqueue(self._stream)
-        else:
-            self._cuda_graph.launch(self._stream)
 
     def _scores(self, rows: int) -> FloatArray:
         part = self._first_rows(PROBABILITIES, rows)
@@ -202,27 +277,3 @@ class ScoreContext(_BoundContext):
         self._stream.synchronise()
         scores: FloatArray = self._pinned_scores.read(part.shape, np.float32)
         return scores
-
-    def _record(self) -> CudaGraph | None:
-        """The forward pass as a CUDA graph. The blend stays outside: its arguments vary.
-
-        TensorRT-RTX makes its own (see `context`).
-        """
-        if self._library.flavour == "tensorrt-rtx":
-            if not self._context.can_be_captured(self._stream):
-                _warn_of_no_graph("TensorRT-RTX says that this plan's pass cannot be captured")
-            # It captures the second pass, not the first: so its memory is taken here too.
-            self._context.enqueue(self._stream)
-            self._stream.synchronise()
-            return None
-        try:
-            return self._gpu.record_cuda_graph(self._stream, self._context.enqueue)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            _warn_of_no_graph(first_line(error))
-            return None
-
-
-def _warn_of_no_graph(reason: str) -> None:
-    log.warning("no CUDA graph of a forward pass, its kernels go one by one: %s", reason)

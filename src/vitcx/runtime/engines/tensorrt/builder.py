@@ -1,8 +1,8 @@
-"""Builds a bundle's graph into a TensorRT plan: one engine with two optimisation profiles.
+"""Builds a bundle's graph into a TensorRT plan: one engine with a few optimisation profiles.
 
 The precision is the graph's. Profile `ENCODE` takes 1 to N images, profile `SCORE` the fixed rows
-of a mask batch, so that what runs most is compiled for one shape. A bundle whose encoder is a graph
-of its own has a plan with one profile for each.
+of a full batch, so that what runs most is compiled for one shape, and `SHORT` those of shorter
+ones. The graph that scores teams has a plan of its own, and so has an encoder that is one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt import version_8
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import set_targets
-from vitcx.runtime.engines.tensorrt.interface import interface_of_network
+from vitcx.runtime.engines.tensorrt.interface import (
+    expected_interface,
+    interface_of_network,
+    token_shape_of,
+)
 from vitcx.runtime.engines.tensorrt.library import Library, Message, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import PlanReport, count_layers, each_once
 from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress, Watch, progress_monitor
 from vitcx.runtime.engines.tensorrt.timing_cache import keep_timings, use_timings
 from vitcx.runtime.errors import BundleError, EngineError
-from vitcx.runtime.graph_interface import check_interface, interface_of
-from vitcx.runtime.manifest import INPUT, TOKENS
+from vitcx.runtime.graph_interface import Interface, check_interface
+from vitcx.runtime.manifest import TOKENS
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -78,20 +82,18 @@ def build_plan(
         old = version_8.is_version_8(library)
         flags = version_8.network_flags(library) if old else library.network_flags
         network = builder.create_network(flags)
-        _parse(library, network, bundle)
+        token_shape = token_shape_of(f"'{bundle.model_path}'", _parse(library, network, bundle))
         attentions = _count_attentions(library, network)
         config = builder.create_builder_config()
         _configure(library, config, bundle, options)
-        channels = bundle.manifest.input_channels
-        height, width = bundle.manifest.input_size
         for name in shapes.profiles:
-            least, most = shapes.images(name)
             profile = builder.create_optimization_profile()
-            small = trt.Dims4(least, channels, height, width)
-            large = trt.Dims4(most, channels, height, width)
-            profile.set_shape(INPUT, small, small, large)
+            for tensor, dims in shapes.ranges(name, bundle.manifest, token_shape).items():
+                least, best, most = (trt.Dims(list(shape)) for shape in dims)
+                profile.set_shape(tensor, least, best, most)
             if config.add_optimization_profile(profile) < 0:
-                raise _failure(library, f"refuses batches of {least} to {most}", messages)
+                rows = " to ".join(map(str, shapes.images(name)))
+                raise _failure(library, f"refuses batches of {rows}", messages)
         watch = Watch(report)
         if not old:
             monitor = progress_monitor(library, watch)  # the config holds no reference of its own
@@ -129,8 +131,8 @@ def _failure(library: Library, what: str, messages: list[Message]) -> EngineErro
     return EngineError(f"{library.flavour} {library.version} {what}: {reason}")
 
 
-def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) -> None:
-    """Fill the network from the bundle's graph; external weights lie beside it."""
+def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) -> Interface:
+    """Fill the network from the bundle's graph, whose external weights lie beside it."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -146,16 +148,20 @@ def _parse(library: Library, network: trt.INetworkDefinition, bundle: Bundle) ->
             f"'{bundle.model_path}': {'; '.join(reasons[:_MOST_REASONS])}"
             + (f"; and {more} more" if more > 0 else "")
         )
-    for output in [network.get_output(i) for i in range(network.num_outputs)]:
-        if output.name == TOKENS:  # no session on a GPU takes them yet, and each needs a buffer
-            network.unmark_output(output)
+    expected = expected_interface(library, bundle)
+    if TOKENS not in [output.name for output in expected.outputs]:
+        for output in [network.get_output(i) for i in range(network.num_outputs)]:
+            if output.name == TOKENS:  # nobody takes them, and each output needs a buffer
+                network.unmark_output(output)
+    found = interface_of_network(network)
     check_interface(
         f"'{bundle.model_path}'",
-        interface_of_network(network),
-        interface_of(bundle.manifest),
+        found,
+        expected,
         all_sizes_known=True,
         more_outputs=False,  # each would need a buffer
     )
+    return found
 
 
 def _in_words(library: Library, error: Any) -> str:

@@ -7,23 +7,24 @@ log's words.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
-from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.streams import Stream
-from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.engines.tensorrt.interface import (
+    expected_interface,
+    interface_of_engine,
+    token_shape_of,
+)
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
-from vitcx.runtime.engines.tensorrt.profiles import SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.errors import EngineError
-from vitcx.runtime.graph_interface import check_interface, interface_of
-from vitcx.runtime.manifest import INPUT, Manifest
+from vitcx.runtime.graph_interface import check_interface
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -35,7 +36,7 @@ class PlanRefused(EngineError):
     """A plan that this library and GPU do not take, or that is not made for these shapes."""
 
 
-def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes) -> trt.ICudaEngine:
+def open_plan(library: Library, plan: bytes, bundle: Bundle, shapes: Shapes) -> trt.ICudaEngine:
     """The plan's engine, with the inputs, outputs and profiles that are expected.
 
     Parameters
@@ -56,27 +57,41 @@ def open_plan(library: Library, plan: bytes, manifest: Manifest, shapes: Shapes)
     with reasons(library, "cannot read the plan", PlanRefused):
         # Raises TypeError where the library cannot start; the log has the reason.
         engine = _given(trt.Runtime(library.logger).deserialize_cuda_engine(plan))
+    graph = "the graph in the plan"
+    found = interface_of_engine(trt, engine)
     check_interface(
-        "the graph in the plan",
-        interface_of_engine(trt, engine),
-        interface_of(manifest),
+        graph,
+        found,
+        expected_interface(library, bundle),
         all_sizes_known=True,
         more_outputs=False,  # each would need a buffer
     )
-    size = (manifest.input_channels, *manifest.input_size)
-    expected = [[(images, *size) for images in shapes.images(name)] for name in shapes.profiles]
-    if engine.num_optimization_profiles != len(expected):
+    if engine.num_optimization_profiles != len(shapes.profiles):
         raise PlanRefused(
-            f"the plan has {engine.num_optimization_profiles} profiles, expected {len(expected)}"
+            f"the plan has {engine.num_optimization_profiles} profiles, expected "
+            f"{len(shapes.profiles)}"
         )
-    for profile, wanted in enumerate(expected):
-        least, _, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT, profile))
-        if [least, most] != wanted:
-            raise PlanRefused(
-                f"profile {profile} of the plan takes {least} to {most}, expected "
-                f"{wanted[0]} to {wanted[1]}"
-            )
+    token_shape = token_shape_of(graph, found)
+    for profile, name in enumerate(shapes.profiles):
+        for tensor, wanted in shapes.ranges(name, bundle.manifest, token_shape).items():
+            dims = engine.get_tensor_profile_shape(tensor, profile)
+            least, most = tuple(dims[0]), tuple(dims[2])
+            if (least, most) != (wanted[0], wanted[2]):
+                raise PlanRefused(
+                    f"profile {profile} of the plan takes '{tensor}' from {least} to {most}, "
+                    f"expected {wanted[0]} to {wanted[2]}"
+                )
     return engine
+
+
+def scratch_bytes(engine: trt.ICudaEngine, profiles: Iterable[int]) -> int | None:
+    """The scratch memory that contexts on any of these profiles need, which they may share.
+
+    None for TensorRT before 10.1: it knows only the need of all profiles together, and there each
+    context allocates its own.
+    """
+    size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
+    return None if size_of is None else max(int(size_of(profile)) for profile in profiles)
 
 
 def _given(made: _T | None) -> _T:
@@ -107,52 +122,49 @@ def reasons(library: Library, what: str, kind: type[EngineError] = EngineError) 
 class Context(Closing):
     """An execution context on one profile. For one thread at a time; a context manager.
 
-    Its scratch memory is ours where the library can say how much it needs for a profile.
-
     Parameters
     ----------
     engine : of `open_plan`; contexts share it.
     stream : orders the setting up.
     shapes : that the engine's plan is made for.
-    name : of the profile, `ENCODE` or `SCORE`.
+    name : of the profile.
     runtime_cache : what was compiled for the profile, of TensorRT-RTX; None for TensorRT.
+    scratch : of `scratch_bytes`; contexts whose passes are on one stream may share it. The memory
+        is the caller's, and outlives this.
+    one_shape : whether it always runs the same shapes.
     """
 
     def __init__(
         self,
         library: Library,
         engine: trt.ICudaEngine,
-        gpu: Gpu,
         stream: Stream,
         shapes: Shapes,
         name: str,
         runtime_cache: RuntimeCache | None,
+        scratch: DeviceArray | None,
+        *,
+        one_shape: bool,
     ) -> None:
         profile = shapes.profiles.index(name)
         self._runtime_cache = runtime_cache
         self._native_cache: Any = None
         self._library = library
-        self._stream = stream
-        self._scratch: DeviceArray | None = None
-        # Before 10.1 TensorRT knows only the need of all profiles together: there they allocate.
-        size_of = getattr(engine, "get_device_memory_size_for_profile_v2", None)
         self._native: trt.IExecutionContext | None = None
         with reasons(library, f"cannot open profile {profile}"):
             if runtime_cache is not None:
-                config = _rtx_config(library, engine, one_shape=name == SCORE)
+                config = _rtx_config(library, engine, one_shape=one_shape)
                 self._native_cache = runtime_cache.begin(config)
                 native = _given(engine.create_execution_context(config))
-            elif size_of is not None:
+            elif scratch is not None:
                 strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
                 native = _given(engine.create_execution_context(strategy))
             else:
                 native = _given(engine.create_execution_context())
             if not native.set_optimization_profile_async(profile, stream.handle):
                 raise RuntimeError
-            if size_of is not None:
-                size = int(size_of(profile))
-                self._scratch = gpu.allocate((size,), np.uint8, stream)
-                native.set_device_memory(self._scratch.pointer, size)
+            if scratch is not None:
+                native.set_device_memory(scratch.pointer, scratch.nbytes)
             # The copies that the switch may have queued are done before another stream runs this.
             stream.synchronise()
         self._native = native
@@ -163,11 +175,13 @@ class Context(Closing):
             if not self.native.set_tensor_address(name, array.pointer):
                 raise RuntimeError
 
-    def set_shape(self, shape: tuple[int, int, int, int]) -> None:
-        """The input's shape from now on, within the profile's."""
-        with reasons(self._library, f"refuses images of shape {shape}"):
-            if not self.native.set_input_shape(INPUT, shape):
-                raise RuntimeError
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """The inputs' shapes from now on, within the profile's."""
+        told = " and ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        with reasons(self._library, f"refuses {told}"):
+            for name, shape in shapes.items():
+                if not self.native.set_input_shape(name, shape):
+                    raise RuntimeError
             if missing := self.native.infer_shapes():
                 raise RuntimeError(f"not specified: {', '.join(missing)}")
 
@@ -198,11 +212,8 @@ class Context(Closing):
         return self._native
 
     def close(self) -> None:
-        """Free the context, then its memory, which it must not outlive."""
+        """Free the context."""
         self._native = self._native_cache = None
-        scratch, self._scratch = self._scratch, None
-        if scratch is not None:
-            scratch.close(self._stream)
 
 
 def _rtx_config(library: Library, engine: Any, *, one_shape: bool) -> Any:
@@ -213,7 +224,7 @@ def _rtx_config(library: Library, engine: Any, *, one_shape: bool) -> Any:
         module.ExecutionContextAllocationStrategy.USER_MANAGED
     )
     if one_shape:
-        # It compiles kernels when it runs. The one shape of this profile gets its own before the
+        # It compiles kernels when it runs. The one shape of this context gets its own before the
         # first pass, and the library makes the CUDA graph: only it knows when they are in.
         config.dynamic_shapes_kernel_specialization_strategy = (
             module.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -1,17 +1,58 @@
-"""What a network, or a built engine, takes and gives."""
+"""What a network, or a built engine, takes and gives, and what is expected of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from vitcx.runtime.graph_interface import GraphTensor, Interface
+from vitcx.runtime.bundle import Bundle
+from vitcx.runtime.engines.tensorrt import version_8
+from vitcx.runtime.engines.tensorrt.library import Library
+from vitcx.runtime.errors import BundleError
+from vitcx.runtime.graph_interface import GraphTensor, Interface, interface_of, interfaces_of
+from vitcx.runtime.manifest import TEAMS_NAME, TOKENS
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 # TensorRT's names of element types -> NumPy's.
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+
+
+def takes_teams(library: Library, bundle: Bundle) -> bool:
+    """Whether a session scores the bundle's teams: TensorRT 8 has no 64-bit indices."""
+    return bundle.has_teams and not version_8.is_version_8(library)
+
+
+def expected_interface(library: Library, bundle: Bundle) -> Interface:
+    """That of the bundle's graph, `graph_name`, in a session."""
+    if not takes_teams(library, bundle):
+        return interface_of(bundle.manifest)
+    scores, _, teams = interfaces_of(bundle)
+    if bundle.graph_name == TEAMS_NAME:
+        assert teams is not None
+        return teams
+    return scores
+
+
+def token_shape_of(graph: str, interface: Interface) -> tuple[int, ...]:
+    """(T,W) of the tokens that a graph takes or gives; () if it does neither.
+
+    Raises
+    ------
+    BundleError
+        They are known only when the graph runs, and their buffers are made before.
+    """
+    for tensor in (*interface.inputs, *interface.outputs):
+        if tensor.name == TOKENS:
+            known = tuple(size for size in tensor.shape[1:] if size is not None)
+            if len(known) != 2:
+                raise BundleError(
+                    f"{graph} has {tensor}, and the sizes of tokens must be known before it runs: "
+                    "export the model again"
+                )
+            return known
+    return ()
 
 
 def interface_of_network(network: trt.INetworkDefinition) -> Interface:

@@ -11,6 +11,7 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.builder import build_plan
 from vitcx.runtime.engines.tensorrt.capabilities import supported_capabilities, why_not_on
+from vitcx.runtime.engines.tensorrt.interface import takes_teams
 from vitcx.runtime.engines.tensorrt.library import Library
 from vitcx.runtime.engines.tensorrt.plan_cache import (
     PlanKey,
@@ -19,9 +20,10 @@ from vitcx.runtime.engines.tensorrt.plan_cache import (
     find,
     get_or_build,
 )
-from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, SHORT, TEAMS, Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress
 from vitcx.runtime.errors import EngineError
+from vitcx.runtime.manifest import TEAMS_NAME
 
 log = logging.getLogger("vitcx")
 
@@ -53,8 +55,8 @@ class PlanOrder:
         return dataclasses.replace(self, gpu_name="")
 
     def parts(self) -> dict[str, PlanOrder]:
-        """The order of the plan that has each profile: this one for both, or one for each graph."""
-        graphs = plan_graphs(self.bundle, self.shapes)
+        """By profile, the order of the plan that has it."""
+        graphs = plan_graphs(self.library, self.bundle, self.shapes)
         return {
             profile: dataclasses.replace(self, bundle=bundle, shapes=shapes)
             for bundle, shapes in graphs
@@ -62,12 +64,16 @@ class PlanOrder:
         }
 
 
-def plan_graphs(bundle: Bundle, shapes: Shapes) -> list[tuple[Bundle, Shapes]]:
+def plan_graphs(library: Library, bundle: Bundle, shapes: Shapes) -> list[tuple[Bundle, Shapes]]:
     """What plans a bundle needs: of which graph, for which profiles. What scores comes first."""
     encoder = bundle.encoder
-    if encoder is bundle:
-        return [(bundle, shapes)]
-    return [(bundle, shapes.only(SCORE)), (encoder, shapes.only(ENCODE))]
+    graphs = [(bundle, shapes)]
+    if encoder is not bundle:
+        graphs = [(bundle, shapes.only(SCORE, SHORT)), (encoder, shapes.only(ENCODE))]
+    if takes_teams(library, bundle):
+        teams = dataclasses.replace(bundle, graph_name=TEAMS_NAME)
+        graphs.append((teams, shapes.only(TEAMS)))
+    return graphs
 
 
 def plan_for(order: PlanOrder, report: Progress | None = None) -> bytes:
@@ -132,9 +138,9 @@ def plan_key(order: PlanOrder) -> PlanKey:
     )
 
 
-def runtime_cache_path(order: PlanOrder, profile: str) -> Path:
-    """Where what TensorRT-RTX compiled for a profile of the order's plan is kept."""
-    return cache_directory() / f"{plan_key(order).digest()}.{profile}.runtime-cache"
+def runtime_cache_path(order: PlanOrder, name: str) -> Path:
+    """Where what TensorRT-RTX compiled for a sort of contexts on the order's plan is kept."""
+    return cache_directory() / f"{plan_key(order).digest()}.{name}.runtime-cache"
 
 
 def forget_plan(order: PlanOrder, why: str) -> None:

@@ -29,7 +29,7 @@ from vitcx.runtime.errors import MissingExtraError
 log = logging.getLogger("vitcx")
 
 # Part of the key: raise it when what makes a plan changes in a way that the key does not show.
-_CACHE_SCHEMA = 3  # 3: no REQUIRE_USER_ALLOCATION, whose plans crash TensorRT-RTX 1.7.1
+_CACHE_SCHEMA = 4  # 4: the output `tokens` stays
 _WHAT = "plan"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,21 @@ from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
-from vitcx.runtime.engines.session import PixelBatch, Scores, Session
-from vitcx.runtime.engines.tensorrt.bound_contexts import EncodeContext, ScoreContext
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.engines.tensorrt.bound_contexts import (
+    EncodeContext,
+    OpenedPlan,
+    ScoreContext,
+)
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
 from vitcx.runtime.engines.tensorrt.context_pool import ContextPool
 from vitcx.runtime.engines.tensorrt.library import find_library
-from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for, runtime_cache_path
-from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, Shapes
-from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
-from vitcx.runtime.errors import EngineError
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for
+from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, TEAMS, Shapes
+from vitcx.runtime.engines.tensorrt.team_context import TeamContext
+from vitcx.runtime.errors import BundleError, EngineError
+from vitcx.runtime.manifest import EMBEDDING, PROBABILITIES, TOKENS
 
 FloatArray = NDArray[np.float32]
 
@@ -51,8 +52,8 @@ class TensorRTSession(Session):
     ----------
     bundle : checked against its digests. Its precision is the engine's.
     flavour : "tensorrt" or "tensorrt-rtx".
-    batch_size : rows of a mask batch; None takes `DEFAULT_SHAPES`. The engine always runs that
-        many.
+    batch_size : rows of a mask batch; None takes `DEFAULT_SHAPES`. A pass computes all, a half or
+        a quarter of them.
     encode_images : most images that are encoded at once; more are encoded in turn.
     options : of the builder, where the plan is not in the cache.
     device : index of the GPU.
@@ -99,19 +100,36 @@ class TensorRTSession(Session):
         with self._gpu.current():
             self._opened = open_fitting(attempt, asked, is_out_of_memory)
         self.batch_size = self._opened.shapes.batch_size
+        self.scores_teams = self._opened.teams is not None
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
+        return probabilities, embedding
+
+    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        if not self.scores_teams:
+            return super()._encode_tokens(images)
+        probabilities, embedding, tokens = self._encoded(images, PROBABILITIES, EMBEDDING, TOKENS)
+        return probabilities, embedding, tokens
+
+    def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         most = self._opened.shapes.encode_images
         with self._working("encoding"), self._opened.encoders.take() as context:
             parts = [
-                context.encode(images[start : start + most])
+                context.encode(images[start : start + most], *outputs)
                 for start in range(0, len(images), most)
             ]
-        probabilities, embedding = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return probabilities, embedding
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _score(self, batch: PixelBatch) -> Scores:
         with self._working("scoring"), self._opened.scorers.take() as context:
+            return context.score(batch)
+
+    def _score_teams(self, batch: TeamBatch) -> Scores:
+        teams = self._opened.teams
+        if teams is None:
+            return super()._score_teams(batch)
+        with self._working("scoring teams"), teams.take() as context:
             return context.score(batch)
 
     def _predict(self, images: FloatArray) -> FloatArray:
@@ -134,50 +152,43 @@ class TensorRTSession(Session):
 
 
 class _Opened(Closing):
-    """Engines for certain shapes, and the contexts on them; both kinds have one from the start.
+    """Engines for certain shapes, and the contexts on them; each kind has one from the start.
 
-    The engine is one, with both profiles, unless the bundle's encoder is a graph of its own.
+    What encodes and scores is one engine, unless the bundle's encoder is a graph of its own.
     """
 
     def __init__(self, order: PlanOrder, gpu: Gpu) -> None:
         self.shapes = order.shapes
-        library, manifest = order.library, order.bundle.manifest
         parts = order.parts()
-        score, encode = parts[SCORE], parts[ENCODE]
-        scorer = _engine(score)
-        encoder = scorer if encode == score else _engine(encode)
+        scorer = _open(parts[SCORE], gpu)
+        encoder = scorer if parts[ENCODE] == parts[SCORE] else _open(parts[ENCODE], gpu)
         launcher = KernelLauncher(gpu)
-        score_cache, encode_cache = _runtime_cache(score, SCORE), _runtime_cache(encode, ENCODE)
-        self.scorers = ContextPool(
-            lambda: ScoreContext(
-                library, scorer, gpu, manifest, launcher, score.shapes, score_cache
-            )
-        )
-        try:
-            self.encoders = ContextPool(
-                lambda: EncodeContext(library, encoder, gpu, manifest, encode.shapes, encode_cache)
-            )
-        except BaseException:
-            self.scorers.close()
-            raise
+        self.teams: ContextPool[TeamContext] | None = None
+        with contextlib.ExitStack() as owned:
+            own = owned.enter_context
+            self.scorers = own(ContextPool(lambda: ScoreContext(scorer, launcher)))
+            self.encoders = own(ContextPool(lambda: EncodeContext(encoder)))
+            if TEAMS in parts:
+                teams = _open(parts[TEAMS], gpu)
+                if teams.token_shape != encoder.token_shape:
+                    raise BundleError(
+                        f"the encoder of '{order.bundle.path}' gives tokens {encoder.token_shape} "
+                        f"and the graph that scores teams takes {teams.token_shape}: export the "
+                        "model again"
+                    )
+                self.teams = own(ContextPool(lambda: TeamContext(teams)))
+            self._owned = owned.pop_all()
 
     def close(self) -> None:
-        self.scorers.close()
-        self.encoders.close()
+        self._owned.close()
 
 
-def _runtime_cache(order: PlanOrder, profile: str) -> RuntimeCache | None:
-    """What was compiled for a profile; TensorRT compiles nothing when it runs."""
-    if order.library.flavour != "tensorrt-rtx":
-        return None
-    return RuntimeCache(runtime_cache_path(order, profile))
+def _open(order: PlanOrder, gpu: Gpu) -> OpenedPlan:
+    """The bundle's plan, open. One from the cache that is refused is built once more."""
 
-
-def _engine(order: PlanOrder) -> trt.ICudaEngine:
-    """The engine of the bundle's plan. One from the cache that is refused is built once more."""
-
-    def opened() -> trt.ICudaEngine:
-        return open_plan(order.library, plan_for(order), order.bundle.manifest, order.shapes)
+    def opened() -> OpenedPlan:
+        engine = open_plan(order.library, plan_for(order), order.bundle, order.shapes)
+        return OpenedPlan(order, engine, gpu)
 
     try:
         return opened()
