@@ -98,16 +98,16 @@ def test_a_plan_is_built(
     built = build_plan(library, bundle, SHAPES, BuildOptions(compute_capabilities=TARGETS))
     assert built.plan[:4] == b"vtrt"
     assert built.report.attentions == ATTENTIONS[family]
-    fused = built.report.fused
+    fused, profiles = built.report.fused, built.report.profiles
     assert fused is not None
     # TensorRT-RTX 1.7 has no fused kernel of float32, but for a last block's few queries. In fp16
-    # it recognises plain attention too: one block of each family, in both profiles, at the least.
+    # it recognises plain attention too: one block of each family, in each profile, at the least.
     if precision == "fp32":
-        assert fused <= 2
+        assert fused <= profiles
     elif (family, attention) == ("swin", "fused"):
-        assert fused == 2 * ATTENTIONS[family]
+        assert fused == profiles * ATTENTIONS[family]
     else:
-        assert 2 <= fused <= 2 * ATTENTIONS[family]
+        assert profiles <= fused <= profiles * ATTENTIONS[family]
 
 
 @pytest.mark.slow
@@ -118,9 +118,10 @@ def test_attention_in_fp16_becomes_one_kernel(
     bundle = in_half(bundles["vit", "plain"], tmp_path)
     options = BuildOptions(compute_capabilities=(target,))
     report = build_plan(library, bundle, SHAPES, options).report
-    # The first block's, in both profiles; the last block's few queries need not be.
+    # The first block's, in each profile; the last block's few queries need not be.
     assert report.attentions == 2
-    assert report.fused in (2, 3, 4)
+    assert report.fused is not None
+    assert report.profiles <= report.fused <= 2 * report.profiles
 
 
 @pytest.mark.slow
