@@ -15,3 +15,17 @@ def shared_dir() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip("no real weights and photographs beside the checkout (../shared)")
     return SHARED
+
+
+# What runs other programs or exports models again and again: `make test-slow`.
+SLOW = ("benchmarks", "export/precision", "export/test_tensorrt.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of these folders and files as slow."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(root):
+            place = item.path.relative_to(root).as_posix()
+            if place.startswith(SLOW):
+                item.add_marker(pytest.mark.slow)
