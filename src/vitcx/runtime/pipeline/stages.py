@@ -21,7 +21,7 @@ from vitcx.runtime.errors import BundleError, InputError, NoAnswerError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.method.aggregation import aggregate, coverage_of
-from vitcx.runtime.method.estimators.teams import make_teams, team_order, team_size
+from vitcx.runtime.method.estimators.teams import make_teams, team_patches
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.preprocess import prepare
 from vitcx.runtime.pictures.reading import name_of
@@ -105,10 +105,9 @@ class Steps:
         tokens = self._tokens(work, settings)
         if tokens is None:
             return PixelRows(image, work.teams, estimator.kinds, noise_std, settings.seed, True)
-        order = team_order(masks)
-        kept, dropped = np.split(order, [team_size(order.shape[1], settings.team_share)], axis=1)
         # In reading order: the model's own, so that a team of all patches is the picture itself.
-        patches = {KEPT: np.sort(kept, axis=1), DROPPED: np.sort(dropped, axis=1)}
+        kept, dropped = team_patches(work.teams)
+        patches = {KEPT: kept, DROPPED: dropped}
         return TokenRows(tokens, {kind: patches[kind] for kind in estimator.kinds})
 
     def _tokens(self, work: Work, settings: Settings) -> FloatArray | None:

@@ -25,21 +25,6 @@ def team_size(patches: int, share: float) -> int:
     return max(1, min(patches - 1, math.floor(share * patches + 0.5)))
 
 
-def team_order(masks: FloatArray) -> NDArray[np.int64]:
-    """The patches of each mask from the highest to the lowest; equal ones in reading order.
-
-    Parameters
-    ----------
-    masks : (K,h,w) float32.
-
-    Returns
-    -------
-    (K, h·w) int64 indices of patches, row by row of the grid.
-    """
-    flat = masks.reshape(len(masks), math.prod(masks.shape[1:]))
-    return np.argsort(-flat, axis=1, kind="stable")
-
-
 def make_teams(masks: FloatArray, share: float) -> FloatArray:
     """The teams: 1 for the patches kept, 0 for the others.
 
@@ -53,11 +38,30 @@ def make_teams(masks: FloatArray, share: float) -> FloatArray:
     (K,h,w) float32, each with `team_size` ones. A mask that is the same everywhere keeps the first
     patches in reading order.
     """
-    order = team_order(masks)
+    flat = masks.reshape(len(masks), math.prod(masks.shape[1:]))
+    # Stable: equal patches stay in reading order.
+    order = np.argsort(-flat, axis=1, kind="stable")
     size = team_size(order.shape[1], share)
     teams = np.zeros(order.shape, dtype=np.float32)
     np.put_along_axis(teams, order[:, :size], np.float32(1), axis=1)
     return teams.reshape(masks.shape)
+
+
+def team_patches(teams: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The patches that each team keeps, and those it does not, both in reading order.
+
+    Parameters
+    ----------
+    teams : (K,h,w) float32 of zeros and ones, as `make_teams` gives them.
+
+    Returns
+    -------
+    (K,n) and (K,h·w-n) int64 indices of patches, row by row of the grid.
+    """
+    flat = teams.reshape(len(teams), math.prod(teams.shape[1:]))
+    order = np.argsort(flat == 0, axis=1, kind="stable")
+    size = int(flat[:1].sum())
+    return order[:, :size], order[:, size:]
 
 
 def _kept(scores: ScoresByKind, base: FloatArray) -> FloatArray:
