@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitcx.runtime.manifest import SCORE_KINDS
+from vitcx.runtime.pictures.gallery import at_shown_size, side_by_side
 from vitcx.runtime.pictures.overlay import add_caption, overlay
 from vitcx.runtime.result_files import save_result
 
@@ -21,13 +23,19 @@ if TYPE_CHECKING:
 # A map whose range is within float32 rounding of its magnitude is flat: stretched to [0, 1] it
 # would show rounding as evidence.
 FLAT_RTOL = 1e-5
+STRENGTH = 0.8  # of an overlay's colours
+
+# Of the targets: shown side by side in a notebook, and named in the one line of `repr`.
+MOST_SHOWN, MOST_NAMED = 4, 3
 
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """An explanation of one picture for T target classes by K masks.
+
+    As the last line of a notebook's cell it shows its overlays.
 
     Attributes
     ----------
@@ -59,10 +67,28 @@ class Explanation:
     timings: Mapping[str, float]
     settings: Mapping[str, Any]
     provenance: Mapping[str, str]
-    original: Image.Image = field(repr=False)
-    box: tuple[float, float, float, float] = field(repr=False)
+    original: Image.Image
+    box: tuple[float, float, float, float]
     target_kind: str = "class"
     image: str | None = None
+
+    def __repr__(self) -> str:
+        titles = [self.title(i) for i in range(min(len(self.targets), MOST_NAMED))]
+        if more := len(self.targets) - len(titles):
+            titles.append(f"{more} more")
+        height, width = self.saliency.shape[1:]
+        source = "" if self.image is None else f" of {self.image}"
+        text = (
+            f"<Explanation{source}: {', '.join(titles)}; {len(self.masks)} masks, {height}x{width}>"
+        )
+        # Names come from bundles and files: none of them may move a terminal's cursor.
+        return "".join(c if c.isprintable() else "?" for c in text)
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        targets = range(min(len(self.targets), MOST_SHOWN))
+        side_by_side([add_caption(*shown) for shown in self._shown(targets)]).save(png, "PNG")
+        return png.getvalue()
 
     @property
     def scores_are_probabilities(self) -> bool:
@@ -86,7 +112,9 @@ class Explanation:
             return np.zeros_like(values)
         return np.asarray((values - least) / span, dtype=np.float32)
 
-    def overlay(self, i: int = 0, *, strength: float = 0.8, caption: bool = False) -> Image.Image:
+    def overlay(
+        self, i: int = 0, *, strength: float = STRENGTH, caption: bool = False
+    ) -> Image.Image:
         """The heatmap of target `i` over the original picture, crop and resize undone.
 
         Parameters
@@ -138,6 +166,37 @@ class Explanation:
             impacts=self.impacts[i],
             count=masks,
         )
+
+    def plot(self, *, contrast: tuple[int, int] | None = (0, 1)) -> Figure:
+        """A figure: the picture, the overlay of each target, and the contrast of two targets.
+
+        Parameters
+        ----------
+        contrast : places in `targets`: red is what speaks for the first of them and not for the
+            second, blue the other way round. None leaves the contrast out, and so does a single
+            target.
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib (extra ``plot``).
+        """
+        from vitcx.runtime.pictures.plot import draw_plot
+
+        picture, box = at_shown_size(self.original, self.box)
+        overlays, titles = zip(*self._shown(range(len(self.targets))), strict=True)
+        difference = None
+        if contrast is not None and len(self.targets) > 1:
+            i, j = contrast
+            names = self.target_names[i], self.target_names[j]
+            difference = (self.contrast(i, j), box, *names)
+        return draw_plot(picture, overlays, titles, difference)
+
+    def _shown(self, places: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
+        """Overlay and title of each of these targets, at a size to look at."""
+        picture, box = at_shown_size(self.original, self.box)
+        for i in places:
+            yield overlay(picture, self.heatmap(i), box, STRENGTH), self.title(i)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, as `save` writes them."""

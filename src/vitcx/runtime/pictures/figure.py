@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def draw_figure(
     """
     try:
         from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
+
+        from vitcx.runtime.pictures.drawn_figure import DrawnFigure, finish, show_image
     except ImportError:
         raise MissingExtraError("the figure", "matplotlib", "plot") from None
     colors = ListedColormap(color_table() / 255.0)
@@ -56,15 +57,15 @@ def draw_figure(
     seen = original.transform((size[1], size[0]), Image.Transform.EXTENT, box)
     strongest = np.argsort(-impacts, kind="stable")[:count]
     columns = max(3, len(strongest))
-    figure = Figure(figsize=(2.3 * columns, 5.4), layout="constrained")
+    figure = DrawnFigure(figsize=(2.3 * columns, 5.4), layout="constrained")
     grid = figure.add_gridspec(2, columns)
     top = figure.add_subfigure(grid[0, :]).subplots(1, 3)
-    _show(top[0], seen, title)
+    show_image(top[0], seen, title)
     shown = top[1].imshow(saliency, cmap=colors)
-    _finish(top[1], "saliency (mean impact of covering masks)")
+    finish(top[1], "saliency (mean impact of covering masks)")
     figure.colorbar(shown, ax=top[1], fraction=0.046)
     shown = top[2].imshow(coverage, cmap="gray", vmin=0, vmax=1)
-    _finish(top[2], f"pixel coverage by {len(masks)} masks")
+    finish(top[2], f"pixel coverage by {len(masks)} masks")
     figure.colorbar(shown, ax=top[2], fraction=0.046)
     if len(strongest):
         bottom = figure.add_subfigure(grid[1, :])
@@ -74,15 +75,5 @@ def draw_figure(
             np.atleast_1d(bottom.subplots(1, len(strongest))), strongest, strict=True
         ):
             mask = np.clip(upsample(masks[k], (size[0], size[1])), 0, 1)
-            _show(axes, pixels * mask[..., None], f"mask {k}: {impacts[k]:.3f}")
+            show_image(axes, pixels * mask[..., None], f"mask {k}: {impacts[k]:.3f}")
     return figure
-
-
-def _show(axes: Any, image: Any, title: str) -> None:
-    axes.imshow(image)
-    _finish(axes, title)
-
-
-def _finish(axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
