@@ -47,7 +47,9 @@ class _Explainer:
 
 @pytest.fixture(autouse=True)
 def _no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_request(explainer: Any, picture: Any, targets: Any, settings: Any) -> Any:
+    def make_request(
+        explainer: Any, picture: Any, targets: Any, settings: Any, *, preset: Any
+    ) -> Any:
         return explainer.request(picture, targets, **settings)
 
     monkeypatch.setattr("vitcx.serving.reading.make_request", make_request)

@@ -17,6 +17,7 @@ from vitcx.commands.options import SectionedCommand, bundle_option, engine_optio
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import Explainer, load
 from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS, decode_apart
+from vitcx.runtime.presets import DEFAULT_PRESET, PRESET_NAMES
 
 LOG_FORMATS = ("text", "json")
 _MODULES = (
@@ -50,6 +51,14 @@ _MODULES = (
     show_default=True,
     type=click.IntRange(0, 65535),
     help="0 takes a free one and says which.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    envvar="VITCX_PRESET",
+    show_envvar=True,
+    help="Settings of requests that name no preset. A request's single settings override it.  "
+    f"[default: {DEFAULT_PRESET}]",
 )
 @engine_options
 @click.option(
@@ -97,6 +106,7 @@ def command(
     host: str,
     allowed_hosts: tuple[str, ...],
     port: int,
+    preset: str | None,
     engine: str,
     threads: int | None,
     batch_size: int | None,
@@ -136,7 +146,7 @@ def command(
         load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
     ):
         _warm_up(explainer)
-        app = make_app(explainer, limits, token, hosts)
+        app = make_app(explainer, limits, token, hosts, preset)
         # Ctrl-C is the way to stop it, and no failure.
         with server_log(log_format), contextlib.suppress(KeyboardInterrupt):
             Server(app, _announce).run(sockets=[listening])

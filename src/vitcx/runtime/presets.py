@@ -49,6 +49,8 @@ PRESETS: Mapping[str, Preset] = {
     )
 }
 PRESET_NAMES = get_args(PresetName)
+# What settings are without a preset.
+DEFAULT_PRESET: PresetName = "paper"
 
 
 def preset_settings(name: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Admission:
     ----------
     explainer : not closed here.
     limits : what is taken on.
+    preset : of requests that name none; None for the default settings.
 
     Attributes
     ----------
@@ -37,8 +38,8 @@ class Admission:
     figures : what is counted.
     """
 
-    def __init__(self, explainer: Explainer, limits: Limits) -> None:
-        self.explainer, self.limits = explainer, limits
+    def __init__(self, explainer: Explainer, limits: Limits, preset: str | None = None) -> None:
+        self.explainer, self.limits, self.preset = explainer, limits, preset
         self.closing = False
         self.bodies = Bodies(limits)
         self.figures = Figures()

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
+from vitcx.runtime.presets import DEFAULT_PRESET, PRESETS, preset_settings
 from vitcx.serving.access import Access
 from vitcx.serving.admission import Admission
 from vitcx.serving.answers import JSON, NPZ, PNG, answer_bytes, choose_kind, render
@@ -69,6 +70,7 @@ def make_app(
     limits: Limits | None = None,
     token: str | None = None,
     hosts: Iterable[str] = LOOPBACK_HOSTS,
+    preset: str | None = None,
 ) -> FastAPI:
     """The server's application for one explainer, which it does not close.
 
@@ -78,16 +80,19 @@ def make_app(
     token : a bearer token that requests must carry, but those for the page and the probes; space
         around it, a line's end for one, is no part of it. None or "" wants none.
     hosts : names that the Host header of a request may have, but that of a probe; ``*`` is any.
+    preset : of requests that name none; their single settings override it. None is the default.
 
     Raises
     ------
     InputError
-        If the token is nothing but space: it would let nobody in, or everybody.
+        If the token is nothing but space: it would let nobody in, or everybody. If there is no such
+        preset.
     """
     if token and not (token := token.strip()):
         raise InputError("the token is blank: give one, or none at all")
+    preset_settings(preset)  # refused here, and not at each request
     limits = limits or Limits()
-    admission = Admission(explainer, limits)
+    admission = Admission(explainer, limits, preset)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -130,7 +135,7 @@ def _add_explain(app: FastAPI, admission: Admission) -> None:
             with admission.place():
                 with timed(figures, "read"):
                     asked = await run_in_threadpool(
-                        read_asked, body, content_type, explainer, limits
+                        read_asked, body, content_type, explainer, limits, admission.preset
                     )
                 check_answer(answer_bytes(asked, kind, manifest), limits)
                 (result,) = await admission.explain([asked.request], deadline, gone(http))
@@ -140,8 +145,13 @@ def _add_explain(app: FastAPI, admission: Admission) -> None:
 
     @app.get("/v1/classes")
     async def classes() -> dict[str, Any]:
-        """The model and the names of its classes."""
-        return {"model": manifest.model_name, "classes": list(manifest.class_names)}
+        """The model, the names of its classes, the presets, and which one is the server's."""
+        return {
+            "model": manifest.model_name,
+            "classes": list(manifest.class_names),
+            "preset": admission.preset or DEFAULT_PRESET,
+            "presets": [{"name": one.name, "summary": one.summary} for one in PRESETS.values()],
+        }
 
 
 def _add_probes(app: FastAPI, admission: Admission) -> None:

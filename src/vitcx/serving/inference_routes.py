@@ -60,7 +60,7 @@ def add_inference_routes(app: FastAPI, admission: Admission) -> None:
     )
     async def model_metadata(name: str, version: str = "1") -> dict[str, Any]:
         known(name, version)
-        return open_inference.metadata(model, explainer.manifest)
+        return open_inference.metadata(model, explainer.manifest, admission.preset)
 
     infer_body = {
         "requestBody": {"required": True, "content": {JSON: {"schema": {"type": "object"}}}}
@@ -81,7 +81,10 @@ def add_inference_routes(app: FastAPI, admission: Admission) -> None:
                     call = await run_in_threadpool(open_inference.decode, body, header)
                 targets = check_targets(call.targets, limits.targets)
                 check_answer(open_inference.answer_bytes(call, explainer.manifest), limits)
-                requests = [make_request(explainer, i, targets, call.settings) for i in call.images]
+                requests = [
+                    make_request(explainer, image, targets, call.settings, preset=admission.preset)
+                    for image in call.images
+                ]
                 results = await admission.explain(requests, deadline, gone(http))
                 with timed(figures, "draw"):
                     answer, head = await run_in_threadpool(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.manifest import Manifest
+from vitcx.runtime.presets import DEFAULT_PRESET
 from vitcx.serving import json_text
 
 MOST_IMAGES = 64
@@ -70,14 +71,21 @@ class Call:
     outputs: dict[str, bool]
 
 
-def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
-    """What a client asks for to learn names, types and shapes; -1 is any."""
+def metadata(name: str, manifest: Manifest, preset: str | None = None) -> dict[str, Any]:
+    """What a client asks for to learn names, types and shapes; -1 is any.
+
+    Parameters
+    ----------
+    preset : of requests that name none; None is the default one.
+    """
     images = [-1, manifest.input_channels, *manifest.input_size]
     height, width = manifest.input_size
     return {
         "name": name,
         "versions": ["1"],
         "platform": "vitcx",
+        # Of a request that gives none of its own.
+        "parameters": {"preset": preset or DEFAULT_PRESET},
         "inputs": [
             {
                 "name": "images",

@@ -21,8 +21,8 @@ def build(arguments: dict[str, Any]) -> Any:
     ----------
     arguments : ``bundle``, ``engine``, ``threads``, ``batch_size`` as for `vitcx.load`; ``queue``,
         of each replica; ``num_gpus`` and ``num_cpus`` of each; ``min_replicas``, ``max_replicas``;
-        ``token``; without it, ``VITCX_TOKEN`` of the process that builds. Values may be text, as
-        `serve run` gives them.
+        ``token`` and ``preset``; without them, ``VITCX_TOKEN`` and ``VITCX_PRESET`` of the process
+        that builds. Values may be text, as `serve run` gives them.
     """
     try:
         from ray import serve
@@ -30,6 +30,7 @@ def build(arguments: dict[str, Any]) -> Any:
         raise MissingExtraError("'vitcx.serving.ray_app'", "ray", "ray") from None
     queue = int(arguments.get("queue", 64))
     token = arguments.get("token") or os.environ.get("VITCX_TOKEN")
+    preset = arguments.get("preset") or os.environ.get("VITCX_PRESET") or None
 
     def make() -> Any:
         from vitcx.runtime.explainer import load
@@ -40,7 +41,7 @@ def build(arguments: dict[str, Any]) -> Any:
         bundle, engine = arguments.get("bundle", "demo"), arguments.get("engine", "auto")
         explainer = load(bundle, engine, threads, rows)
         # Ray's proxy has had the request: whose names it answers to is a matter of that.
-        return make_app(explainer, Limits(queue=queue), token, hosts=["*"])
+        return make_app(explainer, Limits(queue=queue), token, ["*"], preset)
 
     @serve.deployment(
         ray_actor_options={

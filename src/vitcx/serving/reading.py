@@ -68,13 +68,18 @@ def check_kind(content_type: str) -> str:
 
 
 def read_asked(
-    body: bytes | bytearray, content_type: str, explainer: Explainer, limits: Limits
+    body: bytes | bytearray,
+    content_type: str,
+    explainer: Explainer,
+    limits: Limits,
+    preset: str | None = None,
 ) -> Asked:
     """Read and check a body.
 
     Parameters
     ----------
     content_type : the header; `check_kind` has accepted it.
+    preset : the server's, for a request that names none.
 
     Raises
     ------
@@ -98,7 +103,7 @@ def read_asked(
     if not data:
         raise InputError("the picture is empty")
     picture = EncodedPicture("image", lambda: data, limits.pixels, DECODE_SECONDS)
-    return _asked(picture, given, explainer, limits)
+    return _asked(picture, given, explainer, limits, preset)
 
 
 def _loosely(name: str, text: str) -> Any:
@@ -114,7 +119,11 @@ def _loosely(name: str, text: str) -> Any:
 
 
 def _asked(
-    picture: EncodedPicture, given: dict[str, Any], explainer: Explainer, limits: Limits
+    picture: EncodedPicture,
+    given: dict[str, Any],
+    explainer: Explainer,
+    limits: Limits,
+    preset: str | None,
 ) -> Asked:
     settings = given.pop("settings", None) or {}
     if not isinstance(settings, dict):
@@ -135,7 +144,8 @@ def _asked(
     if given:
         names = ", ".join(sorted(str(name)[:50] for name in given))
         raise InputError(f"there is no field called {names}")
-    request = make_request(explainer, picture, check_targets(targets, limits.targets), settings)
+    wanted = check_targets(targets, limits.targets)
+    request = make_request(explainer, picture, wanted, settings, preset=preset)
     return Asked(request, frozenset(include), masks, float(strength))
 
 
@@ -161,9 +171,20 @@ def most_masks(settings: Settings, manifest: Manifest) -> int:
 
 
 def make_request(
-    explainer: Explainer, picture: Any, targets: Any, settings: dict[str, Any]
+    explainer: Explainer,
+    picture: Any,
+    targets: Any,
+    settings: dict[str, Any],
+    *,
+    preset: str | None,
 ) -> Request:
     """The explainer's request, if its settings are known and do not ask for too much.
+
+    Parameters
+    ----------
+    settings : of the client, by name. They override those of its preset, if it names one, and of
+        the server's otherwise.
+    preset : the server's; None for the default settings.
 
     Raises
     ------
@@ -172,6 +193,8 @@ def make_request(
     """
     if unknown := sorted(str(name)[:50] for name in settings.keys() - SETTING_NAMES):
         raise InputError(f"there is no setting called {', '.join(unknown)}")
+    if settings.get("preset") is None:
+        settings = {**settings, "preset": preset}
     request = explainer.request(picture, targets, **settings)
     method = METHODS[request.settings.method]
     size = explainer.manifest.input_size
