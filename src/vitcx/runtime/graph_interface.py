@@ -89,6 +89,26 @@ def interfaces_of(bundle: Bundle) -> tuple[Interface, Interface, Interface | Non
     return scores, encodes, interface_of_teams(bundle.manifest)
 
 
+def token_shape_of(graph: str, interface: Interface) -> tuple[int, ...]:
+    """(T,W) of the tokens that a graph takes or gives; () if it does neither.
+
+    Raises
+    ------
+    BundleError
+        They are known only when the graph runs, and their buffers are made before.
+    """
+    for tensor in (*interface.inputs, *interface.outputs):
+        if tensor.name == TOKENS:
+            known = tuple(size for size in tensor.shape[1:] if size is not None)
+            if len(known) != 2:
+                raise BundleError(
+                    f"{graph} has {tensor}, and the sizes of tokens must be known before it runs: "
+                    "export the model again"
+                )
+            return known
+    return ()
+
+
 def check_interface(
     graph: str,
     found: Interface,

@@ -173,20 +173,21 @@ class PinnedBuffer(Closing):
         found: NDArray[Any] = self.bytes[:size].view(dtype).reshape(shape).copy()
         return found
 
-    def copy_to(self, array: DeviceArray, stream: Stream) -> None:
-        """Queue the first ``array.nbytes`` bytes to the device."""
-        self._copy(array, stream, to_device=True)
+    def copy_to(self, array: DeviceArray, stream: Stream, start: int = 0) -> None:
+        """Queue ``array.nbytes`` bytes, from the byte `start` on, to the device."""
+        self._copy(array, stream, start, to_device=True)
 
     def copy_from(self, array: DeviceArray, stream: Stream) -> None:
         """Queue the array's bytes to the start of this memory."""
-        self._copy(array, stream, to_device=False)
+        self._copy(array, stream, 0, to_device=False)
 
-    def _copy(self, array: DeviceArray, stream: Stream, *, to_device: bool) -> None:
+    def _copy(self, array: DeviceArray, stream: Stream, start: int, *, to_device: bool) -> None:
         # cuda.core copies whole buffers of equal size; a borrowed view cuts this one to length.
         core = cuda_module()
         if array.nbytes == 0:
             return
-        part = core.Buffer.from_handle(int(self._buffer.handle), array.nbytes, owner=self._buffer)
+        begin = int(self._buffer.handle) + start
+        part = core.Buffer.from_handle(begin, array.nbytes, owner=self._buffer)
         whole = core.Buffer.from_handle(array.pointer, array.nbytes, owner=array.buffer)
         if to_device:
             whole.copy_from(part, stream=stream.native)

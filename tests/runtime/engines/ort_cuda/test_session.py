@@ -21,13 +21,11 @@ from vitcx.kernels.gpu import device as gpu
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.ort_cuda import session as onnxruntime_cuda_session
-from vitcx.runtime.engines.ort_cuda.bound_graph import (
-    CUDA,
-    BoundGraph,
-    Target,
-)
+from vitcx.runtime.engines.ort_cuda.bound_bundle import BoundBundle
+from vitcx.runtime.engines.ort_cuda.bound_graph import BatchPasses
 from vitcx.runtime.engines.ort_cuda.placement import check_placement, placed_nodes
 from vitcx.runtime.engines.ort_cuda.session import OnnxRuntimeCudaSession
+from vitcx.runtime.engines.ort_cuda.target import CUDA, Target
 from vitcx.runtime.engines.registry import open_session
 from vitcx.runtime.engines.session import PixelBatch
 from vitcx.runtime.errors import BundleError, EngineError
@@ -156,7 +154,7 @@ def test_threads_do_not_meet_on_the_device(session):
 
 def test_while_one_session_records_no_other_touches_the_device(core, bundle, monkeypatch):
     at_work, most = [], []
-    plain = BoundGraph.run
+    plain = BatchPasses.run
 
     def run(self, rows):
         at_work.append(rows)
@@ -165,7 +163,7 @@ def test_while_one_session_records_no_other_touches_the_device(core, bundle, mon
         plain(self, rows)
         at_work.pop()
 
-    monkeypatch.setattr(BoundGraph, "run", run)
+    monkeypatch.setattr(BatchPasses, "run", run)
 
     def work():
         with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
@@ -176,25 +174,58 @@ def test_while_one_session_records_no_other_touches_the_device(core, bundle, mon
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 6
+    assert most == [1] * 12
 
 
-def test_only_a_full_batch_is_recorded_and_always_from_one_binding(core, bundle, monkeypatch):
-    runs = []
+@pytest.fixture
+def runs(monkeypatch):
+    """(recording, binding, rows) of each pass, as ONNX Runtime is asked for it."""
+    asked = []
     plain = ort.InferenceSession.run_with_iobinding
 
     def run(self, binding, options):
-        runs.append((id(binding), options.get_run_config_entry("gpu_graph_id")))
-        return plain(self, binding, options)
+        plain(self, binding, options)
+        rows = binding.get_outputs()[0].shape()[0]
+        asked.append((options.get_run_config_entry("gpu_graph_id"), id(binding), rows))
 
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    return asked
+
+
+def test_a_batch_goes_by_the_smallest_recorded_pass_from_one_binding_each(core, bundle, runs):
     with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
-        for rows in (6, 5, 6, 6):
+        assert [(graph, rows) for graph, _, rows in runs] == [
+            ("3", 6),  # the largest shows whether the memory is enough
+            ("2", 3),
+            ("1", 2),
+            ("-1", 6),  # the encoder's are not recorded
+        ]
+        for rows in (6, 5, 4, 3, 2, 1, 6):
             session.score(batch_of(rows))
         session.encode(pictures(6))
-    recorded = {binding for binding, graph in runs if graph == "1"}
-    assert len(recorded) == 1
-    assert [graph for _, graph in runs] == ["1", "-1", "1", "-1", "1", "1", "-1"]
+        assert [graph for graph, *_ in runs[4:]] == [*"3332113", "-1"]
+    bindings = {(graph, binding) for graph, binding, _ in runs if graph != "-1"}
+    assert len(bindings) == 3
+
+
+def test_140_rows_cost_no_192(core, bundle, runs):
+    with OnnxRuntimeCudaSession(bundle, batch_size=64, target=HOST) as session:
+        opening = len(runs)
+        for rows in (64, 64, 12):  # as they are packed
+            session.score(batch_of(rows))
+        assert sum(rows for *_, rows in runs[opening:]) == 64 + 64 + 16
+
+
+def test_what_a_short_batch_does_not_fill_does_no_harm(core, bundle, reference):
+    """The first batches after opening: nobody has filled the other rows yet."""
+    for rows in (1, 5):
+        with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
+            batch = batch_of(rows)
+            ours, theirs = session.score(batch), reference.score(batch)
+            assert np.isfinite(ours.probabilities).all()
+            np.testing.assert_allclose(
+                ours.probabilities, theirs.probabilities, rtol=0, atol=PARITY
+            )
 
 
 def test_everything_on_the_device_is_given_back(core, bundle):
@@ -238,7 +269,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller_with_the_same_result(
 
 
 def test_memory_that_runs_short_in_onnxruntime_counts_too(core, bundle, monkeypatch):
-    plain = BoundGraph.run
+    plain = BatchPasses.run
 
     def run(self, rows):
         if rows > 8:
@@ -248,7 +279,7 @@ def test_memory_that_runs_short_in_onnxruntime_counts_too(core, bundle, monkeypa
             )
         return plain(self, rows)
 
-    monkeypatch.setattr(BoundGraph, "run", run)
+    monkeypatch.setattr(BatchPasses, "run", run)
     with OnnxRuntimeCudaSession(bundle, batch_size=16, target=HOST) as session:
         assert session.batch_size == 8
 
@@ -375,7 +406,7 @@ def test_a_provider_that_was_not_taken_is_an_error(core, bundle, monkeypatch):
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(EngineError, match="doctor"),
     ):
-        BoundGraph(ort, bundle, target, gpu.Gpu(), 6, record=False)
+        BoundBundle(ort, bundle, target, gpu.Gpu(), 6, record=False)
     assert fake_cuda.Buffer.live == 0
 
 

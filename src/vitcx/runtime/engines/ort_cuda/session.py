@@ -1,4 +1,4 @@
-"""A session on ONNX Runtime's CUDA provider: blending, graph and answers on one GPU, one stream.
+"""A session on ONNX Runtime's CUDA provider: blending, graphs and answers on one GPU, one stream.
 
 Everything on the device is done by one thread of the session's own: CUDA's current device and
 ONNX Runtime's recorded graphs belong to a thread. Callers wait for it in the order they came, and
@@ -27,10 +27,12 @@ from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
-from vitcx.runtime.engines.ort_cuda.bound_graph import CUDA, BoundGraph, Target, can_record
+from vitcx.runtime.engines.ort_cuda.bound_bundle import BoundBundle
 from vitcx.runtime.engines.ort_cuda.cuda_libraries import preload_cuda_libraries
-from vitcx.runtime.engines.session import PixelBatch, Scores, Session
+from vitcx.runtime.engines.ort_cuda.target import CUDA, Target, can_record
+from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
 from vitcx.runtime.errors import EngineError, VitcxError
+from vitcx.runtime.manifest import EMBEDDING, PROBABILITIES, TOKENS
 from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 log = logging.getLogger("vitcx")
@@ -91,15 +93,31 @@ class OnnxRuntimeCudaSession(Session):
             raise
         self.batch_size = self._device.batch_size
         self.device = self._device.name
+        self.scores_teams = self._device.graphs.teams is not None
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        return self._wait("encoding", lambda: self._device.graph.encode(images))
+        probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
+        return probabilities, embedding
+
+    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        if not self.scores_teams:
+            return super()._encode_tokens(images)
+        probabilities, embedding, tokens = self._encoded(images, PROBABILITIES, EMBEDDING, TOKENS)
+        return probabilities, embedding, tokens
+
+    def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
+        return self._wait("encoding", lambda: self._device.graphs.encode(images, *outputs))
 
     def _predict(self, images: FloatArray) -> FloatArray:
-        return self._wait("predicting", lambda: self._device.graph.predict(images))
+        return self._wait("predicting", lambda: self._device.graphs.predict(images))
 
     def _score(self, batch: PixelBatch) -> Scores:
         return self._wait("scoring", lambda: self._device.score(batch))
+
+    def _score_teams(self, batch: TeamBatch) -> Scores:
+        if not self.scores_teams:
+            return super()._score_teams(batch)
+        return self._wait("scoring teams", lambda: self._device.score_teams(batch))
 
     def _close(self) -> None:
         thread, self._thread = self._thread, None
@@ -124,28 +142,47 @@ def _in_turn(work: Callable[[], T]) -> T:
 class _Device(Closing):
     """What the session owns on the GPU; for its thread alone."""
 
-    def __init__(self, gpu: Gpu, graph: BoundGraph, batch_size: int) -> None:
+    def __init__(self, gpu: Gpu, graphs: BoundBundle, batch_size: int) -> None:
         self.name = f"{gpu.name} ({gpu.arch})"
-        self.graph = graph
+        self.graphs = graphs
         self.batch_size = batch_size
-        self._blender = Blender(gpu, KernelLauncher(gpu), graph.stream)
-        self._blender.reserve(graph.images.shape)
+        self._blender = Blender(gpu, KernelLauncher(gpu), graphs.stream)
+        self._blender.reserve(graphs.images.shape)
 
     def score(self, batch: PixelBatch) -> Scores:
+        return self._scored(
+            batch.rows,
+            lambda: self._blender.blend(
+                batch.images, batch.masks, batch.perturbations, self.graphs.images
+            ),
+            lambda: self.graphs.run(batch.rows),
+        )
+
+    def score_teams(self, batch: TeamBatch) -> Scores:
+        teams = self.graphs.teams
+        assert teams is not None
+        return self._scored(
+            batch.rows,
+            lambda: teams.upload(batch, self.graphs.transfers),
+            lambda: teams.run(batch.rows, len(batch.patches[0])),
+        )
+
+    def _scored(self, rows: int, fill: Callable[[], None], run: Callable[[], None]) -> Scores:
+        """The scores of rows that `fill` queues to the device and `run` queues the graph on."""
         start = time.perf_counter()
-        stream = self.graph.stream
-        self._blender.blend(batch.images, batch.masks, batch.perturbations, self.graph.images)
-        blended = stream.record(timed=True)
-        self.graph.run(batch.rows)
+        stream = self.graphs.stream
+        fill()
+        filled = stream.record(timed=True)
+        run()
         done = stream.record(timed=True)
-        probabilities = self.graph.probabilities(batch.rows)
+        probabilities = self.graphs.probabilities(rows)
         # The host queues ahead of the device: only the device's clock tells the two parts apart.
-        forward = float(done - blended) / 1000
+        forward = float(done - filled) / 1000
         return Scores(probabilities, max(0.0, time.perf_counter() - start - forward), forward)
 
     def close(self) -> None:
         self._blender.close()
-        self.graph.close()
+        self.graphs.close()
 
 
 def _open_device(
@@ -157,12 +194,12 @@ def _open_device(
     except DeviceError as error:
         raise EngineError(f"the engine 'cuda' cannot run here: {error}") from error
 
-    def graph(size: int, record: bool) -> BoundGraph:
-        return BoundGraph(ort, bundle, target, gpu, size, record=record, threads=threads)
+    def graphs(size: int, record: bool) -> BoundBundle:
+        return BoundBundle(ort, bundle, target, gpu, size, record=record, threads=threads)
 
-    def record(size: int) -> BoundGraph | None:
+    def record(size: int) -> BoundBundle | None:
         try:
-            return graph(size, record=True)
+            return graphs(size, record=True)
         except Exception as error:
             if isinstance(error, VitcxError) or is_out_of_memory(error):
                 raise
@@ -175,7 +212,7 @@ def _open_device(
     def attempt(size: int) -> _Device:
         opened = record(size) if can_record(ort) else None
         if opened is None:
-            opened = graph(size, record=False)
+            opened = graphs(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)
             device = _Device(gpu, opened, size)

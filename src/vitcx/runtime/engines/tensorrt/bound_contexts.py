@@ -22,11 +22,12 @@ from vitcx.kernels.gpu.streams import Stream
 from vitcx.runtime.device_errors import device_errors
 from vitcx.runtime.engines.session import PixelBatch, Scores
 from vitcx.runtime.engines.tensorrt.context import Context, scratch_bytes
-from vitcx.runtime.engines.tensorrt.interface import interface_of_engine, token_shape_of
+from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, runtime_cache_path
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, SHORT, Range
 from vitcx.runtime.engines.tensorrt.recorded_passes import RecordedPasses
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
+from vitcx.runtime.graph_interface import token_shape_of
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from vitcx.runtime.engines.tensorrt.capabilities import set_targets
 from vitcx.runtime.engines.tensorrt.interface import (
     expected_interface,
     interface_of_network,
-    token_shape_of,
 )
 from vitcx.runtime.engines.tensorrt.library import Library, Message, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import PlanReport, count_layers, each_once
@@ -26,7 +25,7 @@ from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.progress import Progress, Watch, progress_monitor
 from vitcx.runtime.engines.tensorrt.timing_cache import keep_timings, use_timings
 from vitcx.runtime.errors import BundleError, EngineError
-from vitcx.runtime.graph_interface import Interface, check_interface
+from vitcx.runtime.graph_interface import Interface, check_interface, token_shape_of
 from vitcx.runtime.manifest import TOKENS
 
 if TYPE_CHECKING:

@@ -17,14 +17,13 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt.interface import (
     expected_interface,
     interface_of_engine,
-    token_shape_of,
 )
 from vitcx.runtime.engines.tensorrt.library import Library, Severity
 from vitcx.runtime.engines.tensorrt.plan_report import each_once
 from vitcx.runtime.engines.tensorrt.profiles import Shapes
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.errors import EngineError
-from vitcx.runtime.graph_interface import check_interface
+from vitcx.runtime.graph_interface import check_interface, token_shape_of
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.tensorrt import version_8
 from vitcx.runtime.engines.tensorrt.library import Library
-from vitcx.runtime.errors import BundleError
 from vitcx.runtime.graph_interface import GraphTensor, Interface, interface_of, interfaces_of
-from vitcx.runtime.manifest import TEAMS_NAME, TOKENS
+from vitcx.runtime.manifest import TEAMS_NAME
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -33,26 +32,6 @@ def expected_interface(library: Library, bundle: Bundle) -> Interface:
         assert teams is not None
         return teams
     return scores
-
-
-def token_shape_of(graph: str, interface: Interface) -> tuple[int, ...]:
-    """(T,W) of the tokens that a graph takes or gives; () if it does neither.
-
-    Raises
-    ------
-    BundleError
-        They are known only when the graph runs, and their buffers are made before.
-    """
-    for tensor in (*interface.inputs, *interface.outputs):
-        if tensor.name == TOKENS:
-            known = tuple(size for size in tensor.shape[1:] if size is not None)
-            if len(known) != 2:
-                raise BundleError(
-                    f"{graph} has {tensor}, and the sizes of tokens must be known before it runs: "
-                    "export the model again"
-                )
-            return known
-    return ()
 
 
 def interface_of_network(network: trt.INetworkDefinition) -> Interface:
