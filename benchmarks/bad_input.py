@@ -132,7 +132,7 @@ def bad_request(rng: random.Random, good: bytes, model: str, size: int) -> bytes
     good : a picture's file, for requests that are wrong elsewhere.
     model, size : the name, and the pixels of a side, of the model that is served.
     """
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind == 0:
         return rng.choice(_RAW_HEADS) + rng.randbytes(rng.choice((0, 0, 40)))
     path, content = "/v1/explain", "application/json"
@@ -142,6 +142,8 @@ def bad_request(rng: random.Random, good: bytes, model: str, size: int) -> bytes
         body, content = _form(rng, good)
     elif kind <= 5:
         path, body = f"/v2/models/{model}/infer", _tensors(rng, size)
+    elif kind == 8:
+        path, body = f"/v1/models/{model}:explain", _instances(rng, good, size)
     elif kind == 6:
         body = mutated(rng, _explain_json(rng, good), _tensors(rng, size))
     else:
@@ -185,6 +187,22 @@ def _explain_json(rng: random.Random, good: bytes) -> bytes:
                 "more",
             )
             asked[rng.choice(names)] = value
+    return _dump(asked)
+
+
+def _instances(rng: random.Random, good: bytes, size: int) -> bytes:
+    text = base64.b64encode(good).decode()
+    forms: list[Any] = [
+        {"image": text}, {"b64": text}, {"image_bytes": {"b64": text}}, [0.5] * (3 * size * size),
+        {"image": rng.choice(_VALUES)}, {rng.choice(_FIELDS): text}, {"image": {"b64": 3}},
+        rng.choice(_VALUES),
+    ]  # fmt: skip
+    asked: dict[str, Any] = {
+        "instances": [rng.choice(forms) for _ in range(rng.choice((0, 1, 1, 2, 65)))],
+        "settings": {**CHEAP, rng.choice(_SETTINGS): rng.choice(_VALUES)},
+    }
+    if rng.random() < 0.5:
+        asked[rng.choice(("instances", *_FIELDS))] = rng.choice(_VALUES)
     return _dump(asked)
 
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("vitcx.commands.bench", "Measure how fast the explanations are here."),
     "doctor": ("vitcx.commands.doctor", "Show what can run here, and what is missing."),
     "plan": ("vitcx.commands.plan", "Build TensorRT plans ahead of time."),
+    "triton": ("vitcx.commands.triton", "Write a model repository for a Triton server."),
 }
 
 GREETING = """\

@@ -76,6 +76,12 @@ def test_the_open_inference_protocol_starts_from_it_too(ask: Any, bundle: str) -
     np.testing.assert_allclose(got["saliency"], expected.saliency.ravel(), atol=1e-6)
 
 
+def test_kserve_s_protocol_starts_from_it_too(ask: Any) -> None:
+    body = {"instances": [{"image": base64.b64encode(png()).decode()}]}
+    answer = ask(lambda client: client.post("v1/models/tiny:explain", json=body))
+    assert answer["explanations"][0]["settings"]["estimator"] == "teams-difference"
+
+
 def test_clients_can_learn_it(ask: Any) -> None:
     about = ask(lambda client: client.get("v2/models/tiny"))
     assert about["parameters"] == {"preset": "balanced"}
@@ -101,7 +107,7 @@ def test_the_option_and_the_variable(bundle: str, monkeypatch: pytest.MonkeyPatc
     """The option wins over the variable, which wins over nothing."""
     seen: list[str | None] = []
 
-    def look(explainer: Any, limits: Any, token: Any, hosts: Any, preset: str | None) -> Any:
+    def look(explainer: Any, limits: Any, token: Any, hosts: Any, preset: Any, *rest: Any) -> Any:
         seen.append(preset)
         raise InputError("seen enough")
 

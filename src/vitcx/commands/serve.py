@@ -30,7 +30,12 @@ _MODULES = (
 )
 
 
-@click.command("serve", cls=SectionedCommand)
+# KServe writes options with underscores: --http_port is --http-port.
+@click.command(
+    "serve",
+    cls=SectionedCommand,
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
+)
 @bundle_option
 @click.option(
     "--host",
@@ -47,6 +52,8 @@ _MODULES = (
 )
 @click.option(
     "--port",
+    "--http-port",
+    "port",
     default=8000,
     show_default=True,
     type=click.IntRange(0, 65535),
@@ -59,6 +66,10 @@ _MODULES = (
     show_envvar=True,
     help="Settings of requests that name no preset. A request's single settings override it.  "
     f"[default: {DEFAULT_PRESET}]",
+)
+@click.option(
+    "--model-name",
+    help="The model's name in /v1/models and /v2/models.  [default: the bundle's]",
 )
 @engine_options
 @click.option(
@@ -101,12 +112,17 @@ _MODULES = (
     show_default=True,
     help="Of the log on standard error, which has a line for each request.",
 )
+# KServe adds these to the command of every explainer. There is no predictor to ask, because the
+# bundle holds the model, and one process serves all requests.
+@click.option("--predictor-host", hidden=True, expose_value=False)
+@click.option("--workers", hidden=True, expose_value=False)
 def command(
     bundle: str,
     host: str,
     allowed_hosts: tuple[str, ...],
     port: int,
     preset: str | None,
+    model_name: str | None,
     engine: str,
     threads: int | None,
     batch_size: int | None,
@@ -146,7 +162,7 @@ def command(
         load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
     ):
         _warm_up(explainer)
-        app = make_app(explainer, limits, token, hosts, preset)
+        app = make_app(explainer, limits, token, hosts, preset, model_name)
         # Ctrl-C is the way to stop it, and no failure.
         with server_log(log_format), contextlib.suppress(KeyboardInterrupt):
             Server(app, _announce).run(sockets=[listening])

@@ -24,6 +24,7 @@ from vitcx.serving.answers import JSON, NPZ, PNG, answer_bytes, choose_kind, ren
 from vitcx.serving.figures import Figures
 from vitcx.serving.guard import LOOPBACK_HOSTS, Guard
 from vitcx.serving.inference_routes import add_inference_routes
+from vitcx.serving.kserve_routes import add_kserve_routes
 from vitcx.serving.limits import Limits, Refused
 from vitcx.serving.reading import (
     INCLUDES,
@@ -71,6 +72,7 @@ def make_app(
     token: str | None = None,
     hosts: Iterable[str] = LOOPBACK_HOSTS,
     preset: str | None = None,
+    model_name: str | None = None,
 ) -> FastAPI:
     """The server's application for one explainer, which it does not close.
 
@@ -81,6 +83,7 @@ def make_app(
         around it, a line's end for one, is no part of it. None or "" wants none.
     hosts : names that the Host header of a request may have, but that of a probe; ``*`` is any.
     preset : of requests that name none; their single settings override it. None is the default.
+    model_name : the model's name in /v1/models and /v2/models; None takes the bundle's.
 
     Raises
     ------
@@ -113,7 +116,9 @@ def make_app(
     _add_page(app)
     _add_explain(app, admission)
     _add_probes(app, admission)
-    add_inference_routes(app, admission)
+    name = model_name or explainer.manifest.model_name
+    add_kserve_routes(app, admission, name)
+    add_inference_routes(app, admission, name)
     return app
 
 

@@ -18,10 +18,9 @@ from vitcx.serving.reading import check_answer, check_targets, make_request
 from vitcx.serving.routes import ERROR, ERRORS, gone, timed
 
 
-def add_inference_routes(app: FastAPI, admission: Admission) -> None:
-    """Add /v2 to the application."""
+def add_inference_routes(app: FastAPI, admission: Admission, model: str) -> None:
+    """Add /v2 to the application, for the one model, by the name that clients use."""
     explainer, limits, figures = admission.explainer, admission.limits, admission.figures
-    model = explainer.manifest.model_name
 
     def known(name: str, version: str = "1") -> None:
         if name != model or version != "1":

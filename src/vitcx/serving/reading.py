@@ -103,7 +103,7 @@ def read_asked(
     if not data:
         raise InputError("the picture is empty")
     picture = EncodedPicture("image", lambda: data, limits.pixels, DECODE_SECONDS)
-    return _asked(picture, given, explainer, limits, preset)
+    return make_asked(picture, given, explainer, limits, preset)
 
 
 def _loosely(name: str, text: str) -> Any:
@@ -118,13 +118,26 @@ def _loosely(name: str, text: str) -> Any:
     return text if name == "targets" and isinstance(value, int | float) else value
 
 
-def _asked(
-    picture: EncodedPicture,
+def make_asked(
+    picture: Any,
     given: dict[str, Any],
     explainer: Explainer,
     limits: Limits,
     preset: str | None,
 ) -> Asked:
+    """What is asked of a picture, from the fields that came with it.
+
+    Parameters
+    ----------
+    picture : what `vitcx.Explainer.explain` takes.
+    given : fields by name; emptied here.
+    preset : the server's, for a request that names none.
+
+    Raises
+    ------
+    InputError
+        If a field is unknown or cannot be used.
+    """
     settings = given.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise InputError("'settings' is not an object")
