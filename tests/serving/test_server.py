@@ -373,53 +373,6 @@ def test_requests_made_from_the_specification_never_end_in_a_server_error(tmp_pa
         assert client.get("readyz").status_code == 200
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-def test_the_page_in_a_browser(client, tmp_path: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api")
-    (tmp_path / "picture.png").write_bytes(png(3, (300, 400)))
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        page = browser.new_page()
-        elsewhere: list[str] = []
-        problems: list[str] = []
-        page.on(
-            "request",
-            lambda r: (
-                None
-                if r.url.startswith((str(client.base_url), "blob:"))
-                else elsewhere.append(r.url)
-            ),
-        )
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(str(client.base_url))
-        page.set_input_files("#file", tmp_path / "picture.png")
-        page.wait_for_selector(".mask")
-        assert page.locator(".class").count() == 5
-        shown = "document.getElementById('view').toDataURL()"
-        first = page.evaluate(shown)
-        page.locator(".class").nth(1).click()
-        page.wait_for_selector(".class:nth-child(2)[aria-checked=true]")
-        second = page.evaluate(shown)
-        assert second != first
-        page.locator("#strength").fill("0")
-        assert page.evaluate(shown) != second
-        page.locator(".mask").first.hover()
-        assert float(page.locator(".mask figcaption").first.inner_text()) is not None
-        browser.close()
-    assert not elsewhere
-    assert not problems
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"", "is empty"), (b"\xff\xfe", "is not UTF-8 text"), (None, "No such file")],

@@ -75,5 +75,5 @@ def test_the_limit_counts_what_words_stand_for(targets: Any) -> None:
 
 
 def test_the_page_asks_by_index() -> None:
-    page = Path(__file__).resolve().parents[2] / "src" / "vitcx" / "serving" / "page" / "page.js"
+    page = Path(__file__).resolve().parents[2] / "src" / "vitcx" / "serving" / "page" / "answers.js"
     assert "`index:${target}`" in page.read_text(encoding="utf-8")

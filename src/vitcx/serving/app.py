@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +25,7 @@ from vitcx.serving.guard import LOOPBACK_HOSTS, Guard
 from vitcx.serving.inference_routes import add_inference_routes
 from vitcx.serving.kserve_routes import add_kserve_routes
 from vitcx.serving.limits import Limits, Refused
+from vitcx.serving.page_files import add_page
 from vitcx.serving.reading import (
     INCLUDES,
     SETTING_NAMES,
@@ -113,7 +113,7 @@ def make_app(
     app.add_middleware(Guard, token=token, body_bytes=limits.body_bytes, hosts=hosts)
     app.add_middleware(Access, figures=admission.figures)
     _handle_errors(app, admission.figures)
-    _add_page(app)
+    add_page(app)
     _add_explain(app, admission)
     _add_probes(app, admission)
     name = model_name or explainer.manifest.model_name
@@ -212,24 +212,3 @@ def _handle_errors(app: FastAPI, figures: Figures) -> None:
     @app.exception_handler(HTTPException)
     async def by_framework(http: HttpRequest, error: HTTPException) -> Response:
         return answer(error.status_code, str(error.detail), error.headers)
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = resources.files("vitcx.serving") / "page"
-    # The page may only talk to its own server: nothing comes from anywhere else.
-    policy = (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
-    for path, name, kind in (
-        ("/", "index.html", "text/html"),
-        ("/page.js", "page.js", "text/javascript"),
-        ("/page.css", "page.css", "text/css"),
-    ):
-        response = Response((folder / name).read_bytes(), media_type=kind, headers=headers)
-
-        async def serve(http: HttpRequest, response: Response = response) -> Response:
-            return response
-
-        app.add_route(path, serve, methods=["GET"], include_in_schema=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from vitcx.serving.asgi import App, Message, Receive, Scope, Send, answer_error
 
 # The page holds no secrets and asks for the token itself.
-PAGE_PATHS = frozenset({"/", "/page.js", "/page.css"})
+PAGE_PATHS = frozenset({"/", "/page.css", "/page.js", "/answers.js", "/drawing.js", "/server.js"})
 # Probes of an orchestrator carry no token and come to an address; these say up or not and ready or
 # not, and nothing else. A model's own readiness is not among them: it tells which names there are.
 PROBE_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})

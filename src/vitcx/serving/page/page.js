@@ -1,223 +1,306 @@
-"use strict";
-// One picture at a time: ask /v1/explain for the maps of one class, draw them on a canvas.
+// One picture at a time. Its answers are kept by preset, each with the maps of several classes, so
+// that only a preset or a class that has not been asked for yet costs a new run.
+import { NoToken, ask } from "./server.js";
+import { TOP, decode, request } from "./answers.js";
+import { outline, overlay, paint, through } from "./drawing.js";
 
 const at = (id) => document.getElementById(id);
 const view = at("view");
-let names = null;      // class names by index
-let token = "";
-let picture = null;    // {file, bitmap}: the picture shown
-let answer = null;     // the server's, decoded
-let alone = -1;        // the mask under the pointer, or -1
-let asking = null;     // AbortController of the request under way
+const MASKS_SHOWN = 9;
+const LARGEST = 1100, SMALLEST = 600;  // pixels of the longest side, as it is shown
+const TITLES = { label: "Labels", value: "Values", similarity: "Similarity", norm: "Norm" };
 
-const SATURATION = 0.25, BASE_OPACITY = 0.5, UNSEEN = 0.45;  // as vitcx.runtime.pictures.overlay draws
+let about = null;    // what the server has: model, classes, presets
+let picture = null;  // {file, bitmap, answers: by preset, more: classes beside the likeliest}
+let preset = null;   // the one that is chosen
+let shown = null;    // {answer, target, masks}: what is on the page
+let chosenMask = -1, pointedMask = -1;
+let asking = null;   // AbortController of the run under way
+let again = null;    // what "Try again" does
 
-function say(text, isError = false) {
+const later = (work) => { work().catch((error) => fail(error, () => later(work))); };
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const scoreOf = (one) => one.probability === undefined ? one.score.toPrecision(4) : percent(one.probability);
+
+function say(text) {
   at("status").textContent = text;
-  at("status").classList.toggle("error", isError);
+  at("error").textContent = "";
+  for (const id of ["retry", "give-token"]) at(id).hidden = true;
 }
 
-function bytes(array) {
-  return Uint8Array.from(atob(array.data), (letter) => letter.charCodeAt(0));
+function fail(error, retry = null) {
+  if (error.name === "AbortError") return;
+  say("");
+  at("error").textContent = error.message;
+  again = retry;
+  if (retry) at(error instanceof NoToken ? "give-token" : "retry").hidden = false;
 }
 
-async function ask(path, options = {}) {
-  for (;;) {
-    const headers = token ? { Authorization: `Bearer ${token}` } : {};
-    const response = await fetch(path, { ...options, headers });
-    if (response.status === 401) { token = await askToken(); continue; }
-    const body = await response.json();
-    if (!response.ok) throw new Error(body.error || `the server said ${response.status}`);
-    return body;
-  }
+async function learn() {
+  if (about) return;
+  about = await (await ask("v1/classes")).json();
+  preset = about.preset;
+  at("model").textContent = `Model: ${about.model}`;
+  at("preset-list").replaceChildren(...about.presets.map(({ name }) => radio("preset", name, [name])));
+  at("presets").hidden = false;
+  at("names").replaceChildren(...about.classes.map((name) => new Option(name, name)));
+  at("other").hidden = about.classes.length <= TOP;
+  markPreset();
 }
 
-function askToken() {
-  const dialog = at("token-dialog");
-  dialog.showModal();
-  return new Promise((done) => {
-    dialog.addEventListener("close", () => done(at("token").value.trim()), { once: true });
-  });
+function radio(group, value, texts) {
+  const label = document.createElement("label"), input = document.createElement("input");
+  Object.assign(input, { type: "radio", name: group, value });
+  label.className = group;
+  label.append(input, ...texts.map((text) => {
+    const span = document.createElement("span");
+    span.textContent = text;
+    return span;
+  }));
+  return label;
 }
+
+function check(group, value) {
+  for (const input of document.getElementsByName(group)) input.checked = input.value === String(value);
+}
+
+function markPreset() {
+  check("preset", preset);
+  const { summary } = about.presets.find(({ name }) => name === preset);
+  at("preset-summary").textContent = `${summary[0].toUpperCase()}${summary.slice(1)}.`;
+}
+
+let opened = 0;
 
 async function open(file) {
-  let bitmap;
-  try { bitmap = await createImageBitmap(file); } catch { bitmap = null; }
-  if (!bitmap) { say("This file is not a picture that your browser can show.", true); return; }
-  picture = { file, bitmap };
-  answer = null;
-  at("drop").hidden = true;
-  at("controls").hidden = false;
-  view.hidden = false;
-  await explain(null);
+  const mine = ++opened;
+  let bitmap = null;
+  try { bitmap = await createImageBitmap(file); } catch { /* said below */ }
+  if (mine !== opened) { bitmap?.close(); return; }
+  if (!bitmap) {
+    fail(new Error(`Your browser cannot show "${file.name}" as a picture. Choose a JPEG, PNG or WebP file.`));
+    return;
+  }
+  asking?.abort();
+  picture?.bitmap.close();
+  picture = { file, bitmap, answers: new Map(), more: new Set() };
+  shown = null;
+  const chosenHere = document.activeElement === at("drop");
+  at("drop").hidden = at("side").hidden = true;
+  at("frame").hidden = at("actions").hidden = false;
+  for (const id of ["strength-row", "save-picture", "save-numbers", "save-arrays"]) at(id).hidden = true;
+  if (chosenHere) at("another").focus();
+  draw();
+  later(() => explain(null, preset));
 }
 
-async function explain(target) {
-  if (asking) asking.abort();
-  const mine = asking = new AbortController();
+// Show a class (null: the likeliest) with a preset (null: the server's); run if it is not known yet.
+async function explain(target, wanted) {
+  asking?.abort();
+  asking = null;
+  const held = picture.answers.get(wanted);
+  if (held && (target === null || held.targets.has(target))) {
+    present(held, target, "No new run was needed.");
+    return;
+  }
+  const mine = asking = new AbortController(), of = picture;
   document.body.classList.add("busy");
-  say("Looking…");
-  if (!answer) draw();
+  at("stop").hidden = false;
   try {
-    names ??= await loadNames();
-    const form = new FormData();
-    form.append("image", picture.file);
-    form.append("include", "heatmap,masks,colors");
-    form.append("masks", "9");
-    if (target !== null) form.append("targets", `index:${target}`);
-    const start = performance.now();
-    const got = await ask("v1/explain", { method: "POST", body: form, signal: mine.signal });
-    answer = decode(got);
-    const seconds = ((performance.now() - start) / 1000).toFixed(1);
-    say(`${got.masks} masks, ${got.settings.forward_passes} forward passes, ${seconds} s`);
-    at("side").hidden = false;
-    listClasses();
-    listMasks();
-    draw();
+    await learn();
+    preset = wanted ?? preset;
+    markPreset();
+    if (target !== null) of.more.add(target);
+    say(`Running the preset ${preset}…`);
+    const start = performance.now(), name = preset;
+    const asked = request(of, name, about.classes.length, "heatmap,masks,colors");
+    const got = await (await ask("v1/explain", { ...asked, signal: mine.signal })).json();
+    const answer = decode(got, name, (performance.now() - start) / 1000);
+    of.answers.set(name, answer);
+    present(answer, target, "");
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message, true);
+    if (shown && asking === mine) {  // back to what is on the page
+      preset = shown.answer.preset;
+      markPreset();
+      check("class", shown.target.index);
+    }
+    throw error;
   } finally {
-    if (asking === mine) { asking = null; document.body.classList.remove("busy"); }
+    if (asking === mine) asking = null;
+    if (!asking) { document.body.classList.remove("busy"); at("stop").hidden = true; }
   }
 }
 
-async function loadNames() {
-  const found = await ask("v1/classes");
-  at("model").textContent = `Model: ${found.model}`;
-  return found.classes;
-}
-
-function decode(got) {
-  const [, height, width] = got.heatmap.shape;
-  const [count, rows, columns] = got.strongest_masks.shape;
-  const all = bytes(got.strongest_masks), size = rows * columns;
-  return {
-    targets: got.targets, top: got.top_classes, box: got.seen_box,
-    heat: grey(bytes(got.heatmap), width, height),
-    colors: bytes(got.colors),
-    masks: Array.from({ length: count }, (_, k) => ({
-      impact: got.strongest_masks.impact[k],
-      map: grey(all.subarray(k * size, (k + 1) * size), columns, rows),
-    })),
-  };
-}
-
-// A map as a canvas, so that the browser's own bilinear filter can enlarge it.
-function grey(values, width, height) {
-  const canvas = new OffscreenCanvas(width, height);
-  const image = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
-    image.data.fill(values[i], 4 * i, 4 * i + 3);
-    image.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
-}
-
-// Pixels of a map laid over the picture, at the size of `target`.
-function laid(map, target) {
-  const canvas = new OffscreenCanvas(target.width, target.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const scaleX = target.width / picture.bitmap.width, scaleY = target.height / picture.bitmap.height;
-  const [left, top, right, bottom] = answer.box;
-  context.imageSmoothingEnabled = true;
-  context.imageSmoothingQuality = "high";
-  context.drawImage(map, left * scaleX, top * scaleY, (right - left) * scaleX, (bottom - top) * scaleY);
-  return context.getImageData(0, 0, target.width, target.height).data;
-}
-
-function paint(canvas, longest, mix) {
-  const { bitmap } = picture;
-  const scale = Math.min(1, longest / Math.max(bitmap.width, bitmap.height));
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  if (!mix) return;
-  const image = context.getImageData(0, 0, canvas.width, canvas.height);
-  mix(image.data);
-  context.putImageData(image, 0, 0);
+function present(answer, target, note) {
+  const likeliest = answer.got.targets[0].index;
+  const one = answer.targets.get(target ?? likeliest);
+  const masks = answer.masks
+    .map(({ index, map }) => ({ index, map, impact: one.impacts[index] }))
+    .sort((a, b) => b.impact - a.impact).slice(0, MASKS_SHOWN);
+  const fresh = shown?.answer !== answer;
+  shown = { answer, target: one, masks };
+  chosenMask = pointedMask = -1;
+  preset = answer.preset;
+  markPreset();
+  if (fresh) listClasses();
+  check("class", one.index);
+  listMasks();
+  for (const id of ["side", "strength-row", "save-picture", "save-numbers", "save-arrays"]) at(id).hidden = false;
+  draw();
+  const { got } = answer;
+  say([`${about.classes[one.index]}, ${scoreOf(one)}.`,
+    `Preset ${answer.preset}: ${got.masks} masks, ${got.settings.forward_passes} forward passes,`,
+    `${answer.seconds.toFixed(1)} s.`, note].join(" ").trim());
 }
 
 function draw() {
-  if (!picture) return;
-  if (!answer) { paint(view, 1100); return; }
-  if (alone >= 0) { paint(view, 1100, (pixels) => through(pixels, answer.masks[alone].map, view)); return; }
-  const strength = at("strength").value / 100;
-  if (strength === 0) { paint(view, 1100); return; }
-  paint(view, 1100, (pixels) => {
-    const heat = laid(answer.heat, view), colors = answer.colors;
-    // The picture's own colours go as the overlay comes.
-    const keep = 1 - Math.min(1, strength / 0.3) * (1 - SATURATION);
-    for (let i = 0; i < pixels.length; i += 4) {
-      const light = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2];
-      const seen = heat[i + 3] > 127, value = heat[i];
-      const opacity = strength * (BASE_OPACITY + (1 - BASE_OPACITY) * value / 255);
-      for (let c = 0; c < 3; c++) {
-        const base = light + keep * (pixels[i + c] - light);
-        pixels[i + c] = seen ? base * (1 - opacity) + colors[3 * value + c] * opacity : base * UNSEEN;
-      }
-    }
-  });
+  const { bitmap } = picture, longest = Math.max(bitmap.width, bitmap.height);
+  const scale = Math.min(LARGEST, Math.max(SMALLEST, longest)) / longest;
+  const context = paint(view, bitmap, scale);
+  const what = mark(context);
+  if (shown?.answer.cropped && what) outline(context, shown.answer.box);
+  at("caption").textContent = what;
+  view.setAttribute("aria-label", what ? `${what}, over the picture` : "The picture");
+  at("crop").hidden = !(shown?.answer.cropped && what);
+  at("size").hidden = scale < 2;
+  at("size").textContent = `The picture has ${bitmap.width} × ${bitmap.height} pixels and is shown enlarged.`;
 }
 
-function through(pixels, map, canvas) {
-  const mask = laid(map, canvas);
-  for (let i = 0; i < pixels.length; i += 4) {
-    const open = mask[i + 3] > 127 ? 0.06 + 0.94 * mask[i] / 255 : 0.06;
-    for (let c = 0; c < 3; c++) pixels[i + c] *= open;
+// What is laid over the picture, in words; "" for nothing.
+function mark(context) {
+  if (!shown) return "";
+  const { answer, target, masks } = shown, name = about.classes[target.index];
+  const k = pointedMask >= 0 ? pointedMask : chosenMask;
+  if (k >= 0) {
+    through(context, masks[k].map, answer.box);
+    return `Mask ${k + 1}, impact ${masks[k].impact.toFixed(3)} on ${name}`;
   }
+  const strength = at("strength").value / 100;
+  overlay(context, target.map, answer.box, answer.colors, strength);
+  return strength > 0 ? `Map of ${name}` : "";
 }
 
 function listClasses() {
-  const chosen = answer.targets[0].index;
-  const shown = answer.top.some((one) => one.index === chosen) ? answer.top
-    : [...answer.top, answer.targets[0]];
-  at("classes").replaceChildren(...shown.map(({ index, probability, score }) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "class";
-    button.setAttribute("role", "radio");
-    button.setAttribute("aria-checked", String(index === chosen));
+  const { answer } = shown;
+  at("classes-title").textContent = TITLES[answer.got.target_kind] ?? "Classes";
+  const score = (one) => one.probability ?? one.score;
+  const sorted = [...answer.targets.values()].sort((a, b) => score(b) - score(a));
+  at("classes").replaceChildren(...sorted.map((one) => {
+    const label = radio("class", one.index, [about.classes[one.index], scoreOf(one)]);
     // Scores that are no probabilities (regression, similarity) have no share of a whole.
-    const percent = probability === undefined ? 0 : 100 * probability;
-    button.style.setProperty("--share", `${percent.toFixed(1)}%`);
-    const name = document.createElement("span"), share = document.createElement("span");
-    name.textContent = button.title = names[index];
-    share.textContent = probability === undefined ? score.toPrecision(4) : `${percent.toFixed(1)} %`;
-    button.append(name, share);
-    button.addEventListener("click", () => explain(index));
-    return button;
+    label.style.setProperty("--share", `${(100 * (one.probability ?? 0)).toFixed(1)}%`);
+    label.title = about.classes[one.index];
+    return label;
   }));
 }
 
 function listMasks() {
-  alone = -1;
-  at("masks").replaceChildren(...answer.masks.map(({ impact, map }, k) => {
-    const figure = document.createElement("figure");
-    figure.className = "mask";
-    figure.tabIndex = 0;
-    const canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
-    paint(canvas, 160, (pixels) => through(pixels, map, canvas));
-    caption.textContent = impact.toFixed(3);
-    figure.append(canvas, caption);
-    const show = (which) => () => { alone = which; draw(); };
-    figure.addEventListener("pointerenter", show(k));
-    figure.addEventListener("pointerleave", show(-1));
-    figure.addEventListener("focus", show(k));
-    figure.addEventListener("blur", show(-1));
-    return figure;
+  const { bitmap } = picture, scale = 160 / Math.max(bitmap.width, bitmap.height);
+  at("masks").replaceChildren(...shown.masks.map(({ impact, map }, k) => {
+    const item = document.createElement("li"), button = document.createElement("button");
+    const canvas = document.createElement("canvas"), number = document.createElement("span");
+    through(paint(canvas, bitmap, scale), map, shown.answer.box);
+    canvas.setAttribute("aria-hidden", "true");
+    number.textContent = impact.toFixed(3);
+    Object.assign(button, { type: "button", className: "mask" });
+    button.setAttribute("aria-label", `Mask ${k + 1}, impact ${number.textContent}`);
+    button.setAttribute("aria-pressed", "false");
+    button.append(canvas, number);
+    button.addEventListener("click", () => choose(chosenMask === k ? -1 : k));
+    button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") point(k); });
+    button.addEventListener("pointerleave", () => point(-1));
+    item.append(button);
+    return item;
   }));
 }
 
+function point(k) {
+  if (k === pointedMask) return;
+  pointedMask = k;
+  draw();
+}
+
+function choose(k) {
+  chosenMask = k;
+  pointedMask = -1;
+  document.querySelectorAll(".mask").forEach((button, i) => button.setAttribute("aria-pressed", String(i === k)));
+  draw();
+  say(k < 0 ? `Map of ${about.classes[shown.target.index]}.` : `${at("caption").textContent}.`);
+}
+
+function find(word) {
+  const folded = word.trim().toLowerCase();
+  const index = about.classes.findIndex((name) => name.toLowerCase() === folded);
+  if (index >= 0) return index;
+  if (/^\d{1,9}$/.test(folded) && Number(folded) < about.classes.length) return Number(folded);
+  throw new Error(`The model has no class called "${word.trim()}". Choose one from the list.`);
+}
+
+function save(blob, ending) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = `${picture.file.name.replace(/\.[^.]*$/, "") || "picture"}_${ending}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+async function savePicture() {
+  const canvas = document.createElement("canvas");
+  const what = mark(paint(canvas, picture.bitmap, 1));  // all its pixels, and no dashed line
+  const blob = await new Promise((done) => { canvas.toBlob(done, "image/png"); });
+  if (!blob) throw new Error("Your browser cannot draw a picture of this size.");
+  save(blob, `${(what || "picture").replace(/[^\p{L}\p{N}.]+/gu, "_")}.png`);
+}
+
+function saveNumbers() {
+  const { colors, ...got } = shown.answer.got;
+  const named = { image: picture.file.name, ...got };
+  save(new Blob([JSON.stringify(named, null, 1)], { type: "application/json" }), `${shown.answer.preset}.json`);
+}
+
+async function saveArrays() {
+  const name = shown.answer.preset;
+  say(`Running the preset ${name} for the arrays…`);
+  const asked = request(picture, name, about.classes.length, "", "application/x-npz");
+  save(await (await ask("v1/explain", asked)).blob(), `${name}.npz`);
+  say("The arrays are saved.");
+}
+
+at("drop").addEventListener("click", () => at("file").click());
+at("another").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", (event) => {
   if (event.target.files[0]) open(event.target.files[0]);
   event.target.value = "";
 });
-at("another").addEventListener("click", () => at("file").click());
 at("strength").addEventListener("input", () => {
   at("strength-value").textContent = `${at("strength").value} %`;
   draw();
+});
+at("preset-list").addEventListener("change", (event) => {
+  const wanted = preset = event.target.value;
+  markPreset();
+  if (picture) later(() => explain(shown?.target.index ?? null, wanted));
+});
+at("classes").addEventListener("change", (event) => {
+  const target = Number(event.target.value);
+  later(() => explain(target, shown.answer.preset));
+});
+at("other").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const word = at("other-name").value;
+  later(async () => explain(find(word), preset));
+});
+at("stop").addEventListener("click", () => {
+  asking?.abort();
+  say("Stopped.");
+  if (!shown) { again = () => later(() => explain(null, preset)); at("retry").hidden = false; }
+});
+for (const id of ["retry", "give-token"]) at(id).addEventListener("click", () => { say(""); again?.(); });
+at("save-picture").addEventListener("click", () => later(savePicture));
+at("save-numbers").addEventListener("click", saveNumbers);
+at("save-arrays").addEventListener("click", () => later(saveArrays));
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && chosenMask >= 0 && !at("token-dialog").open) choose(-1);
 });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
@@ -230,3 +313,4 @@ addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
   if (file) open(file);
 });
+later(learn);
