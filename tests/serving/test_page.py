@@ -294,6 +294,38 @@ def test_a_phone_shows_all_without_scrolling_sideways(visit: Any) -> None:
     assert page.evaluate(SHOWN) == before
 
 
+@pytest.mark.slow
+@in_a_browser
+def test_long_and_hostile_names_are_text_of_two_lines(visit: Any) -> None:
+    one = visit(viewport={"width": 390, "height": 844})
+    page = one.page
+    hostile = "<img src=x onerror=throw>"
+    names = [f"{hostile} {i} {'word ' * 40}{'x' * 200}" for i in range(12)]
+    about = {"classes": names, "model": "m" * 200, "preset": "best"}
+    about["presets"] = [{"name": "best", "summary": hostile}]
+    page.route("**/v1/classes", lambda route: route.fulfill(json=about))
+    page.reload()
+    one.give()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("img[src]").count() == 0
+    assert hostile in page.locator(".class").first.inner_text()
+    for place in (".class", "#caption"):
+        assert page.locator(place).first.bounding_box()["height"] < 80
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_last_preset_of_several_chosen_at_once_is_shown(visit: Any) -> None:
+    one = visit()
+    one.give()
+    for name in ("paper", "best", "balanced"):
+        one.page.get_by_role("radio", name=name).check()
+    one.status("Preset balanced", "forward passes")
+    one.page.wait_for_function("!document.body.classList.contains('busy')")
+    assert one.page.get_by_role("radio", name="balanced").is_checked()
+    assert one.page.locator("#error").inner_text() == ""
+
+
 @in_a_browser
 def test_the_token_dialog(visit: Any, explainer: Explainer) -> None:
     with serving_here(explainer, Limits(), token="s3crét") as client:

@@ -74,6 +74,7 @@ let opened = 0;
 
 async function open(file) {
   const mine = ++opened;
+  say(`Opening ${file.name}…`);
   let bitmap = null;
   try { bitmap = await createImageBitmap(file); } catch { /* said below */ }
   if (mine !== opened) { bitmap?.close(); return; }
