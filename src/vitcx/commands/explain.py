@@ -183,3 +183,5 @@ def _tell(item: Item, result: Explanation, saved: SavedResult, as_json: bool) ->
         return
     titles = ", ".join(result.title(i) for i in range(len(result.targets)))
     say(f"{item.path}: {titles} -> {saved.files['overlay']}")
+    for remark in result.remarks:
+        say(f"vitcx: {item.path}: {remark}", err=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from vitcx.runtime.manifest import SCORE_KINDS
 from vitcx.runtime.pictures.gallery import at_shown_size, side_by_side
 from vitcx.runtime.pictures.overlay import add_caption, overlay
+from vitcx.runtime.remarks import flat_remark, scores_alike
 from vitcx.runtime.result_files import save_result
 
 if TYPE_CHECKING:
@@ -99,6 +100,15 @@ class Explanation:
     def score_word(self) -> str:
         """What `summary` calls the score of a target: ``probability`` or ``score``."""
         return "probability" if self.scores_are_probabilities else "score"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know before trusting the maps: a sentence each, mostly none."""
+        return tuple(
+            flat_remark(name, self.impacts[i], self.settings.get("estimator"))
+            for i, name in enumerate(self.target_names)
+            if scores_alike(self.impacts[i])
+        )
 
     def heatmap(self, i: int = 0) -> FloatArray:
         """(H,W) float32: the saliency of target `i`, min-max normalised to [0, 1].
@@ -224,6 +234,7 @@ class Explanation:
             ],
             "target_kind": self.target_kind,
             "masks": len(self.masks),
+            "remarks": list(self.remarks),
             "seen_box": [round(float(edge), 3) for edge in self.box],
             "settings": dict(self.settings),
             "timings": {stage: round(seconds, 6) for stage, seconds in self.timings.items()},

@@ -151,7 +151,8 @@ function present(answer, target, note) {
   const { got } = answer;
   say([`${about.classes[one.index]}, ${scoreOf(one)}.`,
     `Preset ${answer.preset}: ${got.masks} masks, ${got.settings.forward_passes} forward passes,`,
-    `${answer.seconds.toFixed(1)} s.`, note].join(" ").trim());
+    `${answer.seconds.toFixed(1)} s.`, ...got.remarks.map((remark) => `Note: ${remark}.`), note]
+    .join(" ").trim());
 }
 
 function draw() {
