@@ -216,9 +216,10 @@ def command(
 ) -> None:
     """Make a bundle of MODEL: the folder that every other command takes.
 
-    MODEL is the name of a timm model, such as deit_tiny_patch16_224; --checkpoint takes your own
-    weights. The bundle is compared with the model before it is kept. Needs the extra `export`;
-    explaining does not.
+    MODEL is the name of a timm model, such as deit_tiny_patch16_224; torchvision:NAME, hf:NAME or
+    clip:NAME; or a folder of Hugging Face transformers. --checkpoint takes your own weights for a
+    model of timm or torchvision. The bundle is compared with the model before it is kept. Needs
+    the extra `export`; explaining does not.
 
     \b
     Examples:

@@ -58,9 +58,9 @@ def export_model(
     Parameters
     ----------
     model : name of a timm model; ``hf:NAME`` or the folder of a model of Hugging Face transformers;
-        ``clip:NAME`` with `labels`; or any module that gives logits. A module is put into
-        evaluation mode; `img_size` changes it in place. One that is compiled, in another precision
-        than float32 or on a GPU is copied.
+        ``clip:NAME`` with `labels`; ``torchvision:NAME``; or any module that gives logits. A module
+        is put into evaluation mode; `img_size` changes it in place. One that is compiled, in
+        another precision than float32 or on a GPU is copied.
     out : the bundle's folder. It appears when everything has succeeded.
     spec : where the embedding of a module is; None finds it.
     checkpoint : weights for a named model; None downloads timm's.

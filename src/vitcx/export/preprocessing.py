@@ -84,6 +84,15 @@ def preprocessing_of_nobody(module: nn.Module, size: tuple[int, int] | None) -> 
     return Preprocessing(size, (), (), 1.0, "center", "bicubic")
 
 
+def crop_share(crop: int, resized: int) -> float:
+    """The share that a crop keeps of a side that was resized to `resized` pixels.
+
+    The runtime gets that side back as the whole part of ``crop / share``.
+    """
+    share = crop / resized
+    return share if math.floor(crop / share) == resized else math.nextafter(share, 0)
+
+
 def input_size_of(model: nn.Module) -> tuple[int, int]:
     """(H, W) that a timm model takes now."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)

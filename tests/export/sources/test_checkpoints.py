@@ -196,7 +196,7 @@ def test_mmpretrains_vit_becomes_timms() -> None:
         ("visual.transformer.resblocks.0.ln_1.weight", "OpenCLIP"),
         ("base_model.model.blocks.0.attn.qkv.lora_A.default.weight", r"adapter \(LoRA\)"),
         ("backbone.stages.0.blocks.0.attn.w_msa.qkv.weight", "MMPretrain's Swin"),
-        ("features.1.0.attn.qkv.weight", "torchvision's Swin: load it there"),
+        ("features.1.0.attn.qkv.weight", "torchvision's Swin: give its name there"),
     ],
 )
 def test_keys_of_other_libraries_are_called_that(key: str, message: str) -> None:

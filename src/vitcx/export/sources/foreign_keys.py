@@ -54,11 +54,11 @@ _KNOWN = (
     ("attn.w_msa", "MMPretrain's Swin, which merges patches in another order than timm's"),
     (
         "encoder.layers.encoder_layer_0",
-        "torchvision's ViT: give timm's name of the same one, or export the module from Python",
+        "torchvision's ViT: give its name there, such as torchvision:vit_b_16",
     ),
     (
         "features.1.0.attn.qkv",
-        "torchvision's Swin: load it there and export the module from Python",
+        "torchvision's Swin: give its name there, such as torchvision:swin_t",
     ),
     ("decoder_blocks.0.", "a masked autoencoder from pretraining, without a classifier"),
 )

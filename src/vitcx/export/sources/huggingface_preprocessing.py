@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitcx.export.preprocessing import Preprocessing
+from vitcx.export.preprocessing import Preprocessing, crop_share
 from vitcx.runtime.errors import InputError
 
 # Pillow's numbers of its filters.
@@ -48,7 +48,7 @@ def read_preprocessing(
     keeps_shape = "shortest_edge" in (short or {}) or cropped is not None
     share = 1.0
     if cropped and resized:
-        share = min(1.0, min(cropped) / min(resized))
+        share = min(1.0, crop_share(min(cropped), min(resized)))
     elif "crop_pct" in values and min(goal) < 384:  # ConvNeXt's way, whose others take it whole
         keeps_shape, share = True, float(values["crop_pct"])
     factor = float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0

@@ -16,7 +16,7 @@ from vitcx.export.preprocessing import (
     preprocessing_of_spec,
     preprocessing_of_timm,
 )
-from vitcx.export.sources import zero_shot
+from vitcx.export.sources import torchvision_models, zero_shot
 from vitcx.export.sources.class_names import label_set_names
 from vitcx.export.sources.huggingface import (
     PREFIX,
@@ -79,13 +79,18 @@ def open_source(
         if by_words or model.startswith(PREFIX) or is_folder_of_huggingface(model):
             if (checkpoint, num_classes, weights) != (None, None, None):
                 raise InputError(
-                    "checkpoint, num_classes and weights go with a timm model: a Hugging Face "
-                    "model brings its own"
+                    "checkpoint, num_classes and weights go with a model of timm or torchvision: a "
+                    "Hugging Face model brings its own"
                 )
             say(f"opening {model} with transformers")
             if by_words:
                 return zero_shot.zero_shot_source(model, labels, size)
             return huggingface_source(model, size, headless=headless)
+        if model.startswith(torchvision_models.PREFIX):
+            say(f"making {model}" + ("" if checkpoint else ", with torchvision's weights"))
+            return torchvision_models.torchvision_source(
+                model, checkpoint, num_classes, size, headless=headless, weights=weights
+            )
         say(f"making {model}" + ("" if checkpoint else ", with weights from the hub"))
         module, origin = timm_model(
             model, checkpoint, num_classes, size, headless=headless, weights=weights
