@@ -211,7 +211,7 @@ def export_model(
             class_names, source.class_names, outputs, probabilities.shape[1]
         )
         say("looking for teams of tokens")
-        asked = choose_teams(wrapped, probe.images.shape[1:], teams, say)
+        asked = choose_teams(wrapped, probe.images.shape[1:], teams, site, say)
         with folder_in_place_of(target) as folder:
             say("writing the ONNX graph")
             exact = folder if chosen.write is None else folder.parent / "fp32"

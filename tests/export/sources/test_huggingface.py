@@ -15,9 +15,11 @@ from torch import nn
 import vitcx
 from vitcx.cli import main
 from vitcx.export import export_model
-from vitcx.export.graph.embedding import WithEmbedding, find_site
+from vitcx.export.graph.embedding import Site, WithEmbedding, find_site
 from vitcx.export.graph.layout import Probe
-from vitcx.export.sources.huggingface import huggingface_source, import_transformers
+from vitcx.export.graph.tokens import NoTeams, find_teams
+from vitcx.export.preprocessing import Preprocessing
+from vitcx.export.sources.huggingface import Features, huggingface_source, import_transformers
 from vitcx.export.sources.huggingface_preprocessing import read_preprocessing
 from vitcx.export.sources.source import Source
 from vitcx.export.sources.zero_shot import zero_shot_source
@@ -167,6 +169,52 @@ def test_a_folder_of_every_family(family: str, tmp_path: Path) -> None:
     wrapped.close()
     torch.testing.assert_close(probabilities, expected)
     assert embedding.ndim == 4
+    if family in ("swin", "swinv2", "pvt_v2"):
+        with pytest.raises(NoTeams, match="have seen each other before these blocks"):
+            find_teams(source.module, probe.images.shape[1:], site=site)
+    else:
+        check_teams_of(source, site)
+
+
+def check_teams_of(source: Source, site: Site) -> None:
+    """Against the model itself with all patches, and with some of them for their number alone."""
+    shape = (3, *source.preprocessing.input_size)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
+    teams = find_teams(source.module, shape, site=site)
+    wrapped = WithEmbedding(source.module, site)
+    wrapped.give_tokens(teams.blocks[0])
+    with torch.no_grad():
+        expected, _, tokens = wrapped(images)
+        count = teams.grid[0] * teams.grid[1]
+        patches = torch.stack([torch.arange(count), torch.arange(count).flip(0)])
+        got = teams(tokens, torch.tensor([1, 0]), patches)
+        some = teams(tokens, torch.tensor([1]), patches[:1, : count // 2])
+    wrapped.close()
+    torch.testing.assert_close(got, expected[[1, 0]], rtol=0, atol=1e-5)
+    assert some.shape == (1, expected.shape[1])
+    assert not torch.allclose(some[0], expected[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["beit", "data2vec"])
+@pytest.mark.parametrize(
+    "bias", ["use_relative_position_bias", "use_shared_relative_position_bias"]
+)
+def test_relative_positions_of_a_team(family: str, bias: str, tmp_path: Path) -> None:
+    save(tmp_path, family, **{f"use_{bias}": True})
+    source = opened(tmp_path)
+    check_teams_of(source, find_site(source.module, probe=Probe.of((112, 112), 3)))
+
+
+def test_rotary_positions_of_a_team(tmp_path: Path) -> None:
+    config = transformers.DINOv3ViTConfig(**_PLAIN, num_register_tokens=4)
+    source = Source(
+        Features(transformers.DINOv3ViTModel(config).eval()),
+        "dinov3",
+        "",
+        Preprocessing((112, 112), (0.5,) * 3, (0.5,) * 3, 1.0, "squash", "bicubic"),
+        3,
+    )
+    check_teams_of(source, find_site(source.module, probe=Probe.of((112, 112), 3)))
 
 
 def test_a_distilled_deit_with_its_teacher(tmp_path: Path) -> None:

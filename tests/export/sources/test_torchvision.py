@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitcx.cli import main
 from vitcx.export.graph.embedding import find_site
 from vitcx.export.graph.layout import Probe
+from vitcx.export.graph.tokens import find_teams
 from vitcx.export.preprocessing import crop_share
 from vitcx.export.sources.torchvision_models import torchvision_source
 from vitcx.export.timm_import import import_timm
@@ -72,6 +73,7 @@ def test_a_checkpoint_of_the_reference_scripts(make: Make, tmp_path: Path) -> No
     assert not torch.equal(answer(ema.module), answer(trained))
     site = find_site(raw.module, probe=Probe.of((224, 224), 3))
     assert site.path == "encoder.layers.encoder_layer_1.ln_1"
+    assert find_teams(raw.module, (3, 224, 224), site=site).prefix == 1
 
 
 def test_the_names_of_the_first_weights(make: Make, tmp_path: Path) -> None:

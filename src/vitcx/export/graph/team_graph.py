@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitcx.export.graph.embedding import WithEmbedding
+from vitcx.export.graph.embedding import Site, WithEmbedding
 from vitcx.export.graph.parity import Tolerance, check_parity
 from vitcx.export.graph.team_parity import check_teams
 from vitcx.export.graph.to_onnx import OUTPUTS, write_onnx, write_teams_onnx
@@ -21,6 +21,7 @@ def choose_teams(
     wrapped: WithEmbedding,
     shape: Sequence[int],
     wanted: bool | None,
+    site: Site,
     say: Callable[[str], None],
 ) -> Teams | None:
     """The teams of a model, if it is to have a graph of them and can.
@@ -30,6 +31,7 @@ def choose_teams(
     wrapped : the model; if it has teams, it gives its tokens from now on.
     shape : (channels, H, W) of an image.
     wanted : True: must have; False: must not; None: where the model allows.
+    site : of its embedding.
     say : told in one line why it has none.
 
     Raises
@@ -40,14 +42,14 @@ def choose_teams(
     if wanted is False:
         return None
     try:
-        teams = find_teams(wrapped.model, shape, wrapped.scores)
+        teams = find_teams(wrapped.model, shape, wrapped.scores, site)
     except NoTeams as reason:
         line = f"this model needs every patch in place ({reason}): teams are asked in pixels"
         if wanted:
             raise InputError(f"{line}; leave out --teams") from None
         say(line)
         return None
-    wrapped.give_tokens(teams.model.blocks[0])
+    wrapped.give_tokens(teams.blocks[0])
     return teams
 
 
