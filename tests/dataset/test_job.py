@@ -76,6 +76,26 @@ def test_a_folder_becomes_shards_and_reads_back(
     assert all(0 <= row["probability"] <= 1 for row in good)
 
 
+def test_scores_that_are_no_probabilities_are_called_scores(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = {"activation": "Identity", "head": "regression", "target_kind": "value"}
+    bundle = str(write_tiny_bundle(tmp_path / "bundle", **kind).path)
+    out = tmp_path / "out"
+    source = pictures / "0[67].png"  # the second is no picture: its row has the same columns
+    assert main(arguments(source, out, bundle)) == 2
+    table = pq.read_table(out)
+    assert "probability" not in table.column_names
+    assert [row["score"] is None for row in table.to_pylist()] == [False, True]
+    # A job of an earlier vitcx, whose column was called probability, is not gone on with.
+    description = json.loads((out / "_job.json").read_text())
+    assert description.pop("score_column") == "score"
+    (out / "_job.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    assert main(arguments(source, out, bundle, "--resume")) == 2
+    assert "begun with another score_column" in capsys.readouterr().err
+
+
 def test_full_resolution_several_targets_and_overlays(
     pictures: Path, tmp_path: Path, bundle: str
 ) -> None:

@@ -209,7 +209,8 @@ class Job(Closing):
                 rows += rows_of(index, item, result, self._output.resolution, self._output.dtype)
                 progress()
         self._check_folder()
-        write_shard(self.shard_path(shard), rows, self._output.dtype)
+        word = self._explainer.manifest.score_word
+        write_shard(self.shard_path(shard), rows, self._output.dtype, word)
         self.note_written(shard)
 
     def _write_overlays(self, index: int, item: Item, result: Explanation) -> None:
@@ -267,7 +268,11 @@ class Job(Closing):
         """All that the shards' contents depend on."""
         explainer = self._explainer
         template = explainer.request(None, None, **self._settings)
+        word = explainer.manifest.score_word
+        # Shards that an earlier vitcx wrote of scores have another column: the two do not mix.
+        column = {} if word == "probability" else {"score_column": word}
         return {
+            **column,
             "schema": JOB_SCHEMA,
             "pictures": len(self._items),
             "source_sha256": digest_of(self._items),

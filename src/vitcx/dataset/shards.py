@@ -33,8 +33,14 @@ def import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def schema(dtype: str) -> Any:
-    """Columns of a shard; `saliency` is row by row, `saliency_height` x `saliency_width` values."""
+def schema(dtype: str, score_word: str) -> Any:
+    """Columns of a shard; `saliency` is row by row, `saliency_height` x `saliency_width` values.
+
+    Parameters
+    ----------
+    dtype : of the saliency.
+    score_word : ``probability``, or ``score`` where the model's outputs are none.
+    """
     pa, _ = import_pyarrow()
     element = pa.float16() if dtype == "float16" else pa.float32()
     return pa.schema(
@@ -43,7 +49,7 @@ def schema(dtype: str) -> Any:
             ("path", pa.string()),
             ("target", pa.int32()),
             ("target_name", pa.string()),
-            ("probability", pa.float32()),
+            (score_word, pa.float32()),
             ("saliency", pa.list_(element)),
             ("saliency_height", pa.int32()),
             ("saliency_width", pa.int32()),
@@ -78,7 +84,7 @@ def rows_of(
                 **common,
                 "target": target,
                 "target_name": result.target_names[i],
-                "probability": float(result.probabilities[target]),
+                result.score_word: float(result.probabilities[target]),
                 "saliency": saliency.astype(dtype).ravel(),
                 "saliency_height": saliency.shape[0],
                 "saliency_width": saliency.shape[1],
@@ -107,14 +113,14 @@ def digest_path(path: Path) -> Path:
     return path.parent / DIGESTS_NAME / f"{path.stem}.sha256"
 
 
-def write_shard(path: Path, rows: list[dict[str, Any]], dtype: str) -> None:
+def write_shard(path: Path, rows: list[dict[str, Any]], dtype: str, score_word: str) -> None:
     """Write a shard and its digest, whole or not at all, also through a loss of power.
 
     The digest goes first: who is killed between the two leaves a shard that is missing, or an older
     one that does not match, and never a new one that nothing vouches for.
     """
     pa, parquet = import_pyarrow()
-    table = pa.Table.from_pylist(rows, schema=schema(dtype))
+    table = pa.Table.from_pylist(rows, schema=schema(dtype, score_word))
     with replacing(path, durable=True) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
         with replacing(digest_path(path), durable=True) as digest:
