@@ -183,8 +183,8 @@ def _download(entry: Any) -> dict[str, Tensor]:
 
 def _head_of(module: nn.Module) -> str:
     """The path of the last linear layer, which is the classifier."""
-    linears = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return linears[-1]
+    *_, head = (name for name, part in module.named_modules() if isinstance(part, nn.Linear))
+    return str(head)
 
 
 def _classes_of(state: Mapping[str, Tensor], head: str, where: str, num_classes: int | None) -> int:
