@@ -43,7 +43,7 @@ from vitcx.runtime.errors import EngineError, InputError, MissingExtraError
 from vitcx.runtime.pictures.preprocess import prepare
 
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "scipy", "scikit-learn")
-VARIANTS = ("paper=vit-cx", "fast=vit-cx:estimator=fast")
+VARIANTS = ("paper", "quick", "balanced")
 
 
 @click.command(cls=Benchmark)

@@ -33,17 +33,17 @@ PRESETS: Mapping[str, Preset] = {
         Preset("paper", "eq. 2 of the paper, as its authors' code computes it", {}),
         Preset(
             "quick",
-            "the fewest passes: each team of patches is asked once",
+            "the fewest passes: the model sees the half of the patches that a mask keeps",
             {"estimator": "teams", "noise_std": 0.0},
         ),
         Preset(
             "balanced",
-            "recommended: each team and its complement are asked",
+            "recommended: the model sees a mask's half of the patches, then the other half",
             {"estimator": "teams-difference", "noise_std": 0.0},
         ),
         Preset(
             "best",
-            "the most faithful: more masks, each team and its complement",
+            "the most faithful: as balanced, with more masks",
             {"estimator": "teams-difference", "distance_threshold": 0.05, "noise_std": 0.0},
         ),
     )
