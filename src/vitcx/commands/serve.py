@@ -114,8 +114,8 @@ _MODULES = (
 )
 # KServe adds these to the command of every explainer. There is no predictor to ask, because the
 # bundle holds the model, and one process serves all requests.
-@click.option("--predictor-host", hidden=True, expose_value=False)
-@click.option("--workers", hidden=True, expose_value=False)
+@click.option("--predictor-host", hidden=True, expose_value=False, help="Not used.")
+@click.option("--workers", hidden=True, expose_value=False, help="Not used.")
 def command(
     bundle: str,
     host: str,
