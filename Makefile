@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-slow check fast attack clean
+.PHONY: demo test test-slow check fast docs attack clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vitcx demo --out $(OUT)
@@ -30,6 +30,10 @@ check: $(VENV)/.dev
 # The tests that need neither torch nor more than a minute.
 fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" tests/runtime tests/kernels
+
+# The documentation as a site, from site/README.html on. A warning is an error.
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . site
 
 # Bad requests, mutated pictures and bundles, silent and slow connections, beside an honest client
 # of a server on loopback; then four times what it can do, and a job that is killed and resumed:
@@ -61,4 +65,4 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build out src/*.egg-info
+	rm -rf $(VENV) build out site src/*.egg-info

@@ -1,21 +1,16 @@
-"""Links in the documents lead somewhere, their Python runs, and their commands are understood."""
+"""Links in the documents lead somewhere, and their commands are understood."""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
-from PIL import Image
 
-import vitcx
-from vitcx.cli import main, root
+from vitcx.cli import root
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "examples", "benchmarks", "tests/emulator")
@@ -23,9 +18,6 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 )
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
-TUTORIAL = ROOT / "docs" / "tutorial.md"
-# A block that begins so cannot run here: it says what it needs.
-NEEDS = "# needs: "
 OTHER_OPTIONS = {"--help"}.union(
     *(
         re.findall(r'"(--[a-z-]+)', p.read_text("utf-8"))
@@ -95,59 +87,6 @@ def test_every_option_that_a_page_names_exists(page):
     text = without_blocks(page.read_text("utf-8"))
     for option in re.findall(r"`(?:vitcx [^`]*)?(--[a-z][a-z-]*)", text):
         assert option in known, option
-
-
-PYTHON = [
-    pytest.param(block, id=f"{path.name}-{number}")
-    for path in sorted((ROOT / "docs").glob("*.md"))
-    if path.name != TUTORIAL.name
-    for number, block in enumerate(blocks_of(path, "python"))
-]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where blocks run: photo.jpg, and shards/ that `vitcx dataset` made of it."""
-    pytest.importorskip("pyarrow", reason="pyarrow (extra dataset) is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime (extra cpu) is not installed")
-    folder = tmp_path_factory.mktemp("documents")
-    photo = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
-    Image.fromarray(photo).save(folder / "photo.jpg")
-    out = str(folder / "shards")
-    assert main(["dataset", str(folder / "photo.jpg"), "--out", out, "--preset", "quick"]) == 0
-    return folder
-
-
-@pytest.mark.parametrize("block", [p for p in PYTHON if not p.values[0].startswith(NEEDS)])
-def test_the_python_of_the_pages_runs(block, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    with vitcx.load("demo", engine="onnxruntime") as explainer:
-        exec(compile(block, "documents", "exec"), {"explainer": explainer, "picture": "photo.jpg"})
-
-
-@pytest.mark.parametrize("block", [p for p in PYTHON if p.values[0].startswith(NEEDS)])
-def test_what_the_other_python_imports_of_vitcx_is_there(block):
-    for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitcx"):
-            module = importlib.import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow", reason="pyarrow (extra dataset) is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime (extra cpu) is not installed")
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(
-        r"^```(python|console)\n(.*?)^```", TUTORIAL.read_text("utf-8"), re.S | re.M
-    )
-    assert len(blocks) == 5
-    for language, block in blocks:
-        if language == "python":
-            exec(compile(block, TUTORIAL.name, "exec"), {})
-        else:
-            for line in block.splitlines():
-                assert main(shlex.split(line)[1:]) == 0, line
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "maps", "shards", "overlay.png"}
 
 
 LINES = sorted(

@@ -8,7 +8,7 @@ from importlib import metadata
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
-_FOR_DEVELOPERS = "dev"
+_FOR_DEVELOPERS = ("dev", "docs")
 # Packages that install the same module as another.
 _STAND_INS = {
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
@@ -39,7 +39,7 @@ def read_extras() -> list[Extra]:
     return [
         Extra(name, tuple(p for p in sorted(packages.get(name, ())) if not _is_installed(p)))
         for name in about.get_all("Provides-Extra") or []
-        if name != _FOR_DEVELOPERS
+        if name not in _FOR_DEVELOPERS
     ]
 
 

@@ -1,0 +1,1 @@
+"""The documentation as a site: what Sphinx needs beside docs/conf.py."""
