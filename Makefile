@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-slow check fast docs attack clean
+.PHONY: demo test test-slow check check-systems fast docs attack clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vitcx demo --out $(OUT)
@@ -26,6 +26,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/vitcx benchmarks tools
 	$(BIN)/lint-imports
+
+# Types as Windows and macOS have them: a minute. What only Linux has must be asked for first.
+check-systems: $(VENV)/.dev
+	for system in win32 darwin; do $(BIN)/mypy --platform $$system src/vitcx || exit 1; done
 
 # The tests that need neither torch nor more than a minute.
 fast: $(VENV)/.dev

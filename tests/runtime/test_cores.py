@@ -14,3 +14,9 @@ def test_cores_are_counted_once_each(monkeypatch, tmp_path):
     assert available_cores() == 2
     monkeypatch.setattr(cores, "_TOPOLOGY", tmp_path / "nowhere")
     assert available_cores() == 3
+
+
+def test_a_system_that_tells_no_affinity_tells_its_cores(monkeypatch):
+    monkeypatch.delattr(cores.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 6)
+    assert available_cores() == 6

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -108,6 +109,6 @@ def _folder_is_trusted(folder: Path, what: str) -> bool:
 
 def _is_ours(status: os.stat_result) -> bool:
     """Whether the user owns it and no other can write to it. Windows has no such modes."""
-    if os.name != "posix":
+    if sys.platform == "win32":
         return True
     return status.st_uid == os.geteuid() and not status.st_mode & _WRITABLE_BY_OTHERS

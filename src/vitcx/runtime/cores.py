@@ -10,10 +10,10 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 def available_cores() -> int:
     """Physical cores that this process may run on; logical ones where the system does not tell."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not on this system
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity is None:  # Windows and macOS
         return os.cpu_count() or 1
+    allowed = affinity(0)
     siblings = set()
     for cpu in allowed:
         try:

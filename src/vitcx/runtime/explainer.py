@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitcx.kernels.closing import Closing
 from vitcx.runtime.bundle import Bundle, read_bundle
-from vitcx.runtime.engines.registry import open_session
+from vitcx.runtime.engines.registry import EngineName, open_session
 from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explanation import Explanation
@@ -25,6 +25,7 @@ from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.pipeline.stages import Steps
 from vitcx.runtime.precision_limits import check_precision
 from vitcx.runtime.settings import Request, SettingValues
+from vitcx.runtime.targets import Targets
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,7 +64,7 @@ class Explainer(Closing):
         self.session.close()
 
     def explain(
-        self, image: Any, targets: Any = None, **settings: Unpack[SettingValues]
+        self, image: Any, targets: Targets = None, **settings: Unpack[SettingValues]
     ) -> Explanation:
         """Explain one picture.
 
@@ -92,7 +93,7 @@ class Explainer(Closing):
             return next(pipeline.stream([request])).result()
 
     def explain_many(
-        self, images: Iterable[Any], targets: Any = None, **settings: Unpack[SettingValues]
+        self, images: Iterable[Any], targets: Targets = None, **settings: Unpack[SettingValues]
     ) -> Iterator[Explanation]:
         """Explain many pictures, their rows packed into full batches.
 
@@ -115,7 +116,7 @@ class Explainer(Closing):
         return _raising(self.try_explain_many(images, targets, **settings))
 
     def try_explain_many(
-        self, images: Iterable[Any], targets: Any = None, **settings: Unpack[SettingValues]
+        self, images: Iterable[Any], targets: Targets = None, **settings: Unpack[SettingValues]
     ) -> Generator[Explanation | Exception, None, None]:
         """`explain_many` for pictures that may be bad: one that fails, fails alone.
 
@@ -150,7 +151,7 @@ class Explainer(Closing):
                     yield error
 
     def request(
-        self, image: Any, targets: Any = None, **settings: Unpack[SettingValues]
+        self, image: Any, targets: Targets = None, **settings: Unpack[SettingValues]
     ) -> Request:
         """A picture to explain, with the targets and settings that `explain` takes.
 
@@ -204,7 +205,7 @@ def _raising(results: Generator[Explanation | Exception, None, None]) -> Iterato
 
 def load(
     bundle: str | Path = "demo",
-    engine: str = "auto",
+    engine: EngineName | str = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
     allow_imprecise: bool = False,

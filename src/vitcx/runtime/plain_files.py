@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from vitcx.runtime.errors import InputError
 
+# What is at a path may change after it was looked at: O_NONBLOCK, so that a pipe does not wait.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -24,22 +25,14 @@ def open_plain(path: str | Path) -> BinaryIO:
     """
     try:
         mode = Path(path).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise InputError(f"'{path}' is {_kind(mode)}, not a file")
-        # What is there may change between the two calls: O_NONBLOCK, so that a pipe does not wait.
-        handle = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        )
+        _check_kind(path, mode)  # Windows opens no folder, and would say that it is forbidden
+        handle = os.open(path, _FLAGS)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(path)!r:.300} is no name of a file ({error})") from None
     try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError(f"'{path}' is a folder")
-        if not stat.S_ISREG(mode):
-            raise InputError(f"'{path}' is {_kind(mode)}, not a file")
+        _check_kind(path, os.fstat(handle).st_mode)
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -61,9 +54,11 @@ def read_plain(path: str | Path, most_bytes: int) -> bytes:
     return data
 
 
-def _kind(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a pipe"
-    if stat.S_ISSOCK(mode):
-        return "a socket"
-    return "a device"
+def _check_kind(path: str | Path, mode: int) -> None:
+    """Raise `InputError` unless it is a regular file."""
+    if stat.S_ISDIR(mode):
+        raise InputError(f"'{path}' is a folder")
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = names.get(stat.S_IFMT(mode), "a device")
+        raise InputError(f"'{path}' is {kind}, not a file")

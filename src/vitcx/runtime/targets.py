@@ -20,13 +20,17 @@ import operator
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.errors import InputError
 
+# What `resolve_targets` takes.
+Targets: TypeAlias = (
+    SupportsIndex | str | Sequence[SupportsIndex | str] | NDArray[np.integer[Any]] | None
+)
 _TOP = re.compile(r"top([1-9][0-9]{0,5})")
 # Python refuses to read numbers of thousands of digits; no model has a class beyond 18.
 _INDEX = re.compile(r"(?:index:\s*)?([0-9]{1,18})(?:\.0{1,18})?")

@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 from importlib import metadata
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vitcx.runtime.engines.ort_cuda import engine as cuda_engine
 from vitcx.runtime.engines.registry import (
     AUTOMATIC,
     ENGINE_NAMES,
+    EngineName,
     EngineStatus,
     open_session,
     probe_engines,
@@ -302,3 +304,7 @@ def test_two_onnxruntimes_in_one_place_are_noted(monkeypatch):
     (note,) = onnxruntime_engine.probe().notes
     assert "onnxruntime and onnxruntime-gpu are both installed" in note
     assert "pip uninstall" in note
+
+
+def test_editors_know_the_names_of_all_engines():
+    assert get_args(EngineName) == ENGINE_NAMES

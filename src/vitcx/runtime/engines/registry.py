@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from vitcx.kernels.errors import first_line
 from vitcx.runtime.bundle import Bundle
@@ -23,7 +23,15 @@ from vitcx.runtime.engines.session_check import check_session
 from vitcx.runtime.engines.tensorrt import engine as tensorrt_engine
 from vitcx.runtime.errors import EngineError, InputError
 
-__all__ = ["AUTOMATIC", "ENGINES", "ENGINE_NAMES", "EngineStatus", "open_session", "probe_engines"]
+__all__ = [
+    "AUTOMATIC",
+    "ENGINES",
+    "ENGINE_NAMES",
+    "EngineName",
+    "EngineStatus",
+    "open_session",
+    "probe_engines",
+]
 
 log = logging.getLogger("vitcx")
 
@@ -35,6 +43,10 @@ ENGINES: tuple[Engine, ...] = (
     *openvino_engine.ENGINES,
 )
 ENGINE_NAMES = ("auto", *(engine.name for engine in ENGINES))
+# The same for editors: a test compares them.
+EngineName = Literal[
+    "auto", "tensorrt", "tensorrt-rtx", "cuda", "onnxruntime", "openvino", "openvino-bf16"
+]
 AUTOMATIC = tuple(engine.name for engine in ENGINES if engine.automatic)
 
 
