@@ -91,9 +91,10 @@ MENU = {
         "KServe <examples/kserve/README>",
         "Triton <examples/triton/README>",
         "Docker <examples/docker/README>",
+        "MLflow <examples/mlflow/README>",
         "C++ <examples/cpp_pipeline/README>",
     ],
-    "Project": ["CONTRIBUTING", "CHANGELOG"],
+    "Project": ["CONTRIBUTING", "CHANGELOG", "SECURITY"],
 }
 
 

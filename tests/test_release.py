@@ -68,7 +68,7 @@ def test_the_commands_and_files_of_the_workflows_are_there() -> None:
             for command in (step.get("run", "") for step in job["steps"]):
                 for target in re.findall(r"^make ([\w-]+)", command, re.MULTILINE):
                     assert f"\n{target}:" in make
-                for path in re.findall(r"\btests/[\w/]+", command):
+                for path in re.findall(r"\btests/[\w/.]+", command):
                     assert (ROOT / path).exists(), path
                 for group in re.findall(r"--group (\w+)", command):
                     assert f"{group} = [" in groups
