@@ -141,27 +141,33 @@ def workload(gpu: Gpu) -> None:
                 out,
                 stream,
             )
-        embedding = gpu.upload(rng.normal(size=(40, 7, 7)).astype(np.float32), stream)
-        low = gpu.allocate((40, 7, 7), np.float32, stream)
-        kept = gpu.allocate((40,), np.int32, stream)
+        embedding = gpu.upload(rng.normal(size=(2, 40, 7, 7)).astype(np.float32), stream)
+        low = gpu.allocate((2, 40, 7, 7), np.float32, stream)
+        kept = gpu.allocate((2, 40), np.int32, stream)
         mask_kernels.normalise(launcher, embedding, low, kept, (56, 56), stream)
         gram = gpu.upload(np.eye(7, dtype=np.float32), stream)
-        weighted = gpu.allocate((40, 7, 7), np.float32, stream)
+        weighted = gpu.allocate((2, 40, 7, 7), np.float32, stream)
         mask_kernels.gram_apply(launcher, low, gram, gram, weighted, stream)
-        products = gpu.upload(np.eye(40, dtype=np.float32), stream)
-        distances = gpu.allocate((780,), np.float32, stream)
-        mask_kernels.cosine_distance(launcher, products, distances, stream)
-        members = gpu.upload(np.arange(40, dtype=np.int32), stream)
-        offsets = gpu.upload(np.array([0, 15, 40], np.int32), stream)
-        clusters = gpu.allocate((2, 7, 7), np.float32, stream)
-        mask_kernels.cluster_masks(
-            launcher, low, members, offsets, clusters, (56, 56), "renormalised", stream
+        vectors = rng.normal(size=(2, 40, 5))
+        gram = np.ascontiguousarray(vectors @ vectors.swapaxes(1, 2), np.float32)
+        products = gpu.upload(gram, stream)
+        mask_kernels.cosine_distance(launcher, products, stream)
+        clusters = mask_kernels.Clusters(
+            gpu.allocate((2, 40), np.int32, stream),
+            gpu.allocate((2, 41), np.int32, stream),
+            gpu.allocate((2,), np.int32, stream),
         )
+        thresholds = gpu.upload(np.array([0.2, 0.5], np.float32), stream)
+        room = gpu.allocate((2, 6, 40), np.int32, stream)
+        mask_kernels.complete_linkage(launcher, products, kept, thresholds, room, clusters, stream)
+        modes = gpu.upload(np.array([0, 1], np.int32), stream)
+        mask_kernels.cluster_masks(launcher, low, clusters, modes, weighted, (56, 56), stream)
+        merged = gpu.upload(rng.random((2, 7, 7), dtype=np.float32), stream)
         impacts = gpu.upload(np.ones((1, 2), np.float32), stream)
         maps = gpu.allocate((2, 7, 7), np.float32, stream)
         saliency = gpu.allocate((1, 56, 56), np.float32, stream)
         coverage = gpu.allocate((56, 56), np.float32, stream)
-        mask_kernels.aggregate(launcher, clusters, impacts, maps, saliency, coverage, stream)
+        mask_kernels.aggregate(launcher, merged, impacts, maps, saliency, coverage, stream)
         stream.synchronise()
 
 

@@ -70,9 +70,9 @@ const std::map<int, std::pair<const char*, const char*>>& errors() {
 using Launch = std::function<Work(emulator::Dim grid, emulator::Dim block, void** parameters)>;
 
 template <typename... A>
-Launch launch_of(void (*kernel)(A...)) {
-  return [kernel](emulator::Dim grid, emulator::Dim block, void** parameters) -> Work {
-    emulator::Call<A...> call(kernel, parameters);
+Launch launch_of(void (*kernel)(A...), bool meets = false) {
+  return [kernel, meets](emulator::Dim grid, emulator::Dim block, void** parameters) -> Work {
+    emulator::Call<A...> call(kernel, meets, parameters);
     return [call, grid, block] { call(grid, block); };
   };
 }
@@ -90,6 +90,7 @@ std::vector<Kernel>& all_kernels() {
       VITCX_KERNEL(vitcx_gram_apply, 256),      VITCX_KERNEL(vitcx_cosine_distance, 256),
       VITCX_KERNEL(vitcx_cluster_masks, 32),    VITCX_KERNEL(vitcx_weighted_masks, 128),
       VITCX_KERNEL(vitcx_saliency, 256),
+      {"vitcx_complete_linkage", 768, launch_of(vitcx_complete_linkage, true)},
 #undef VITCX_KERNEL
   };
   return *table;

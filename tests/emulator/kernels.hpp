@@ -1,6 +1,6 @@
 // The .cu files built by g++ and run as CUDA would run them: grids, blocks, warps that exchange values.
 //
-// The lanes of a warp take turns as fibers. Between two meeting points they run one after the other,
+// Threads that meet take turns as fibers. Between two meeting points they run one after the other,
 // forwards and backwards by turns, so code that needs a meeting point and has none gives wrong values.
 #ifndef VITCX_EMULATOR_KERNELS_HPP
 #define VITCX_EMULATOR_KERNELS_HPP
@@ -10,11 +10,14 @@
 #include <ucontext.h>
 
 #include <cstdint>
+#include <memory>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "aggregate.cuh"
 #include "blend.cuh"
+#include "linkage.cuh"
 #include "masks.cuh"
 #include "memory.hpp"
 
@@ -26,69 +29,79 @@ struct Dim {
 
 inline thread_local Dim block_index, block_size, thread_index, grid_size;
 
-class Warp {
+// The threads of a block, or of a warp, that meet.
+class Threads {
  public:
-  static constexpr int kLanes = 32;
-
-  // Run `lane` for each of 32 threads; they meet in `meet`.
+  // Run `thread` for each of `count` threads; they meet in `meet`.
   template <typename F>
-  void run(F&& lane) {
+  void run(int count, F&& thread) {
     current = this;
-    auto* function = &lane;
+    auto* function = &thread;
     using Function = std::remove_reference_t<F>;
-    for (int i = 0; i < kLanes; ++i) {
-      done_[i] = false;
-      getcontext(&lanes_[i]);
-      lanes_[i].uc_stack.ss_sp = stacks_[i];
-      lanes_[i].uc_stack.ss_size = sizeof stacks_[i];
-      lanes_[i].uc_link = nullptr;
+    while (static_cast<int>(threads_.size()) < count) {
+      threads_.push_back(std::make_unique<Thread>());
+    }
+    for (int i = 0; i < count; ++i) {
+      Thread& one = *threads_[i];
+      one.done = false;
+      getcontext(&one.context);
+      one.context.uc_stack.ss_sp = one.stack;
+      one.context.uc_stack.ss_size = sizeof one.stack;
+      one.context.uc_link = nullptr;
       const auto bits = reinterpret_cast<uintptr_t>(function);
-      makecontext(&lanes_[i], reinterpret_cast<void (*)()>(&Warp::enter<Function>), 2,
+      makecontext(&one.context, reinterpret_cast<void (*)()>(&Threads::enter<Function>), 2,
                   static_cast<unsigned>(bits >> 32), static_cast<unsigned>(bits));
     }
     for (int round = 0;; ++round) {
       int running = 0;
-      for (int turn = 0; turn < kLanes; ++turn) {
-        lane_ = round % 2 == 0 ? turn : kLanes - 1 - turn;
-        if (done_[lane_]) continue;
-        thread_index = {static_cast<unsigned>(lane_), 0, 0};
-        swapcontext(&scheduler_, &lanes_[lane_]);
-        running += !done_[lane_];
+      for (int turn = 0; turn < count; ++turn) {
+        index_ = round % 2 == 0 ? turn : count - 1 - turn;
+        Thread& one = *threads_[index_];
+        if (one.done) continue;
+        thread_index = {static_cast<unsigned>(index_), 0, 0};
+        swapcontext(&scheduler_, &one.context);
+        running += !one.done;
       }
       if (running == 0) break;
-      if (running != kLanes) die("part of a warp ended while the rest waits for it");
+      if (running != count) die("part of a block ended while the rest waits for it");
     }
     current = nullptr;
   }
 
-  // Every lane gets here before any goes on.
-  void meet() { swapcontext(&lanes_[lane_], &scheduler_); }
+  // Every thread gets here before any goes on.
+  void meet() { swapcontext(&threads_[index_]->context, &scheduler_); }
 
   float exchange(float value, int mask) {
-    const int lane = lane_;
-    values_[lane] = value;
+    const int index = index_;
+    threads_[index]->value = value;
     meet();
-    const float other = values_[lane ^ mask];
+    const float other = threads_[index ^ mask]->value;
     meet();
     return other;
   }
 
-  static inline thread_local Warp* current = nullptr;
+  static inline thread_local Threads* current = nullptr;
 
  private:
+  struct Thread {
+    ucontext_t context;
+    alignas(16) unsigned char stack[64 << 10];
+    float value;
+    bool done;
+  };
+
   template <typename F>
   static void enter(unsigned high, unsigned low) {
-    auto* lane = reinterpret_cast<F*>(uintptr_t{high} << 32 | low);
-    (*lane)();
-    current->done_[current->lane_] = true;
-    swapcontext(&current->lanes_[current->lane_], &current->scheduler_);
+    auto* thread = reinterpret_cast<F*>(uintptr_t{high} << 32 | low);
+    (*thread)();
+    Thread& own = *current->threads_[current->index_];
+    own.done = true;
+    swapcontext(&own.context, &current->scheduler_);
   }
 
-  ucontext_t scheduler_, lanes_[kLanes];
-  alignas(16) unsigned char stacks_[kLanes][64 << 10];
-  float values_[kLanes];
-  bool done_[kLanes];
-  int lane_ = 0;
+  ucontext_t scheduler_;
+  std::vector<std::unique_ptr<Thread>> threads_;
+  int index_ = 0;
 };
 
 // A device address becomes a host one; whether it is a live allocation is checked. A number stays.
@@ -112,7 +125,8 @@ inline constexpr uint64_t padded(uint64_t size) { return (size + 7) / 8 * 8; }
 template <typename... A>
 class Call {
  public:
-  Call(void (*kernel)(A...), void** parameters) : kernel_(kernel) {
+  // `meets` is of a kernel whose blocks meet; those of one warp always may.
+  Call(void (*kernel)(A...), bool meets, void** parameters) : kernel_(kernel), meets_(meets) {
     take(parameters, std::index_sequence_for<A...>{});
   }
 
@@ -120,16 +134,15 @@ class Call {
     const std::tuple<A...> arguments = read(std::index_sequence_for<A...>{});
     grid_size = grid;
     block_size = block;
-    static thread_local Warp* warp = new Warp;
+    static thread_local Threads* threads = new Threads;
     for (unsigned z = 0; z < grid.z; ++z) {
       for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned x = 0; x < grid.x; ++x) {
           block_index = {x, y, z};
-          if (block.x == Warp::kLanes) {
-            warp->run([&] { std::apply(kernel_, arguments); });
+          if (meets_ || block.x == 32) {
+            threads->run(static_cast<int>(block.x), [&] { std::apply(kernel_, arguments); });
             continue;
           }
-          // No kernel of more than one warp exchanges anything.
           for (unsigned t = block.x; t-- > 0;) {
             thread_index = {t, 0, 0};
             std::apply(kernel_, arguments);
@@ -151,6 +164,7 @@ class Call {
   }
 
   void (*kernel_)(A...);
+  bool meets_;
   unsigned char bytes_[sizeof...(A)][8];
 };
 
@@ -165,12 +179,15 @@ class Call {
 #define blockDim ::emulator::block_size
 #define threadIdx ::emulator::thread_index
 #define gridDim ::emulator::grid_size
-#define __syncwarp() ::emulator::Warp::current->meet()
-#define __shfl_xor_sync(lanes, value, mask) ::emulator::Warp::current->exchange(value, mask)
+#define __shared__ static thread_local
+#define __syncthreads() ::emulator::Threads::current->meet()
+#define __syncwarp() ::emulator::Threads::current->meet()
+#define __shfl_xor_sync(lanes, value, mask) ::emulator::Threads::current->exchange(value, mask)
 #define __CUDACC_RTC__  // no launchers: they need nvcc's syntax
 
 #include "aggregate.cu"
 #include "blend.cu"
+#include "linkage.cu"
 #include "masks.cu"
 
 #endif  // VITCX_EMULATOR_KERNELS_HPP

@@ -72,15 +72,22 @@ void shim_gram_apply(const float *masks, const float *rows, const float *columns
   vitcx::gram_apply_on_host(masks, rows, columns, out, count, grid_height, grid_width);
 }
 
-void shim_cosine_distance(const float *products, float *condensed, int count) {
-  vitcx::cosine_distance_on_host(products, condensed, count);
+void shim_cosine_distance(float *products, int pictures, int count) {
+  vitcx::cosine_distance_on_host(products, pictures, count);
+}
+
+void shim_complete_linkage(float *distances, const int32_t *kept, const float *thresholds,
+                           int32_t *room, int32_t *members, int32_t *offsets, int32_t *clusters,
+                           int pictures, int count) {
+  vitcx::complete_linkage_on_host(distances, kept, thresholds, room, members, offsets, clusters,
+                                  pictures, count);
 }
 
 void shim_cluster_masks(const float *masks, const int32_t *members, const int32_t *offsets,
-                        float *out, int clusters, int grid_height, int grid_width, int height,
-                        int width, int mode) {
-  vitcx::cluster_masks_on_host(masks, members, offsets, out, clusters,
-                               {grid_height, grid_width, height, width}, mode);
+                        const int32_t *clusters, const int32_t *modes, float *out, int pictures,
+                        int count, int grid_height, int grid_width, int height, int width) {
+  vitcx::cluster_masks_on_host(masks, members, offsets, clusters, modes, out, pictures, count,
+                               {grid_height, grid_width, height, width});
 }
 
 void shim_weighted_masks(const float *impacts, const float *masks, float *low, int targets,

@@ -94,8 +94,12 @@ def test_distances(grid, size, shim):
     rows, columns = gram(size[0], grid[0]), gram(size[1], grid[1])
     shim("gram_apply", masks, rows, columns, weighted, count, *grid)
     products = np.ascontiguousarray(masks.reshape(count, -1) @ weighted.reshape(count, -1).T)
-    condensed = np.empty(count * (count - 1) // 2, np.float32)
-    shim("cosine_distance", products, condensed, count)
+    both = np.stack([products, products])
+    shim("cosine_distance", both, 2, count)
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_array_equal(both[0], both[0].T)
+    np.testing.assert_array_equal(np.diag(both[0]), np.diag(products))
+    condensed = both[0][np.triu_indices(count, 1)]
     expected = squareform(cosine_distances(masks, size), checks=False)
     np.testing.assert_allclose(condensed, expected, rtol=0, atol=COSINE_TOLERANCE)
     pixels = np.stack([upsample(m, size).ravel() for m in masks]).astype(np.float64)
@@ -108,9 +112,19 @@ def test_distances(grid, size, shim):
 
 def test_a_mask_of_zeros_is_at_distance_one(shim):
     products = np.array([[4, 0, 2], [0, 0, 0], [2, 0, 1]], np.float32)
-    condensed = np.empty(3, np.float32)
-    shim("cosine_distance", products, condensed, 3)
-    assert condensed.tolist() == [1, 0, 1]
+    shim("cosine_distance", products, 1, 3)
+    assert products[np.triu_indices(3, 1)].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_channel_with_others_than_numbers_is_refused(value, shim):
+    channels = embedding(4, (3, 4))
+    channels[2, 1, 3] = value
+    masks = np.empty_like(channels)
+    kept = np.empty(4, np.int32)
+    shim("normalise", channels, masks, kept, 4, 3, 4, 24, 32)
+    assert kept.tolist() == [1, 1, -1, 1]
+    assert np.isfinite(masks).all()
 
 
 @pytest.mark.parametrize("how", ["mean", "renormalised"])
@@ -120,13 +134,32 @@ def test_cluster_masks(how, shim):
     masks[9] = 1 - masks[8]  # this pair's mean is constant: it must stay
     labels = np.array([0, 1, 0, 2, 1, 1, 2, 0, 3, 3])
     members = np.argsort(labels, kind="stable").astype(np.int32)
-    offsets = np.searchsorted(np.sort(labels), np.arange(5)).astype(np.int32)
-    out = np.empty((4, *grid), np.float32)
-    mode = ["mean", "renormalised"].index(how)
-    shim("cluster_masks", masks, members, offsets, out, 4, *grid, *size, mode)
+    offsets = np.zeros(11, np.int32)
+    offsets[:5] = np.searchsorted(np.sort(labels), np.arange(5))
+    # Two pictures, the second one's masks the other way round, and nothing of a third.
+    others = np.ascontiguousarray(masks[::-1])
+    out = np.full((3, 10, *grid), 7, np.float32)
+    shim(
+        "cluster_masks",
+        np.stack([masks, others, masks]),
+        np.stack([members, members, members]),
+        np.stack([offsets, offsets, offsets]),
+        np.array([4, 3, -1], np.int32),
+        np.array([["mean", "renormalised"].index(how)] * 3, np.int32),
+        out,
+        3,
+        10,
+        *grid,
+        *size,
+    )
     expected = merge_masks(masks, labels, size, how)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=5 * TOLERANCE)
-    np.testing.assert_allclose(out[3], 0.5, atol=TOLERANCE)
+    np.testing.assert_allclose(out[0, :4], expected, rtol=0, atol=5 * TOLERANCE)
+    np.testing.assert_allclose(out[0, 3], 0.5, atol=TOLERANCE)
+    expected = merge_masks(others, labels, size, how)
+    np.testing.assert_allclose(out[1, :3], expected[:3], rtol=0, atol=5 * TOLERANCE)
+    assert (out[0, 4:] == 7).all()
+    assert (out[1, 3:] == 7).all()
+    assert (out[2] == 7).all()
 
 
 @pytest.mark.parametrize(("grid", "size"), GEOMETRIES)

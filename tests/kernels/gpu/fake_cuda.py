@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from tests.kernels.conftest import CUDA_SOURCES
+from vitcx.kernels.errors import DeviceError
 
 _KERNEL = re.compile(r"__launch_bounds__\((\d+)\)\s*(\w+)\(([^)]*)\)")
 
@@ -282,7 +283,7 @@ class ObjectCode:
 
 def install(monkeypatch, shim):
     """Put the stand-in where the device layer takes `cuda.core` from; returns its module."""
-    from vitcx.kernels.gpu import arrays, current_device, launcher, streams
+    from vitcx.kernels.gpu import arrays, current_device, launcher, mask_space, streams
     from vitcx.kernels.gpu import device as gpu
 
     fake = FakeCore(shim)
@@ -293,6 +294,7 @@ def install(monkeypatch, shim):
     for user in (arrays, current_device, gpu, launcher, streams):
         monkeypatch.setattr(user, "cuda_module", module)
     monkeypatch.setattr(launcher, "cubin", lambda unit, arch, cache: b"cubin")
+    monkeypatch.setattr(mask_space, "Cublas", no_cublas)  # `Cublas` is for who wants one
     Buffer.live = Buffer.live_device_bytes = 0
     _CREATED.clear()
     Graph.made = []
@@ -348,3 +350,44 @@ class FakeCore:
         assert config.grid[1] == count
         assert 1 <= config.grid[2] <= channels
         self._shim("blend_arguments", *a)
+
+    def _normalise(self, config, a):
+        self._shim("normalise", *a[:3], config.grid[0], *a[3:])
+
+    def _gram_apply(self, config, a):
+        self._covers(config, a[4] * a[5] * a[6])
+        self._shim("gram_apply", *a)
+
+    def _cosine_distance(self, config, a):
+        assert config.grid[1] == a[1] - 1
+        self._covers(config, a[1])
+        self._shim("cosine_distance", a[0], config.grid[2], a[1])
+
+    def _complete_linkage(self, config, a):
+        assert config.block % 32 == 0
+        self._shim("complete_linkage", *a[:7], config.grid[0], a[7])
+
+    def _cluster_masks(self, config, a):
+        assert config.grid[0] == a[6]
+        self._shim("cluster_masks", *a[:6], config.grid[1], *a[6:])
+
+
+def no_cublas():
+    raise DeviceError("cuBLAS is not on this machine")
+
+
+class Cublas:
+    """Stands in for `vitcx.kernels.gpu.cublas.Cublas`."""
+
+    def inner_products(self, left, right, out, stream):
+        def read(array):
+            values = (ctypes.c_float * (array.nbytes // 4)).from_address(array.pointer)
+            return np.frombuffer(values, np.float32).reshape(array.shape[0], -1)
+
+        read(out)[...] = read(left) @ read(right).T
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass

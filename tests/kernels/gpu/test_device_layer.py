@@ -30,7 +30,6 @@ from vitcx.kernels.gpu.blending import (
 )
 from vitcx.kernels.gpu.device import Gpu, PinnedBuffer
 from vitcx.kernels.gpu.launcher import KernelLauncher
-from vitcx.kernels.gpu.mask_space import cluster_members
 from vitcx.kernels.gpu.streams import as_stream, stream_handle
 from vitcx.kernels.host.blend import DROPPED, MASKED, NOISY, Perturbation
 
@@ -522,13 +521,6 @@ def test_a_batch_of_the_wrong_shape_is_refused(core):
         out = device.allocate(shape, held, stream)
         with pytest.raises(DeviceArrayError, match="batch of shape"):
             blend_rows(KernelLauncher(device), images, masks, perturbations, out, stream)
-
-
-def test_cluster_members():
-    members, offsets = cluster_members(np.array([1, 0, -1, 1, 0]))
-    assert members.tolist() == [1, 4, 0, 3]
-    assert offsets.tolist() == [0, 2, 4]
-    assert members.dtype == offsets.dtype == np.int32
 
 
 def test_cublas_is_called_by_columns(monkeypatch):

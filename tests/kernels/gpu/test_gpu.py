@@ -6,13 +6,13 @@ driver. Run: pytest -m gpu tests/kernels
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import squareform
 
 from vitcx.kernels.errors import DeviceArrayError, DeviceError
 from vitcx.kernels.gpu import mask_kernels
@@ -25,7 +25,9 @@ from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.kernels.gpu.mask_space import MaskSpace
 from vitcx.kernels.host.blend import DROPPED, MASKED, Perturbation, blend
 from vitcx.kernels.host.noise import NoiseCache
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.method.aggregation import aggregate
+from vitcx.runtime.method.clustering import cluster
 from vitcx.runtime.method.masks import cosine_distances, merge_masks, vit_masks
 
 pytestmark = pytest.mark.gpu
@@ -121,34 +123,100 @@ def test_an_image_on_the_device_is_read_where_it_lies(device, launcher):
     np.testing.assert_allclose(result, expected, rtol=0, atol=BLEND_TOLERANCE)
 
 
-@pytest.mark.parametrize(("grid", "size"), [((14, 14), (224, 224)), ((5, 4), (40, 37))])
-def test_masks_and_maps(device, launcher, grid, size):
+@pytest.mark.parametrize(
+    ("grid", "size", "count"),
+    [((7, 7), (112, 112), 40), ((5, 4), (40, 37), 20), ((3, 3), (30, 30), 1)],
+)
+def test_masks_are_made_and_clustered(device, launcher, grid, size, count):
     generator = np.random.default_rng(1)
-    embedding = generator.normal(size=(192, *grid)).astype(np.float32)
-    embedding[4] = 3
-    labels = np.arange(192) % 20
-    labels[4] = -1
-    expected = vit_masks(embedding, size)
-    with device.new_stream() as stream:
+    patterns = generator.normal(size=(2, 12, *grid))
+    mixed = np.einsum("ndk,nkhw->ndhw", generator.normal(size=(2, count, 12)), patterns)
+    embedding = np.zeros((4, count, *grid), np.float32)
+    embedding[:2] = mixed + 0.2 * generator.normal(size=mixed.shape)
+    if count > 1:
+        embedding[0, 4] = 3  # constant
+    embedding[2] = embedding[0]
+    embedding[2, -1, 1, 2] = np.nan  # and the fourth is constant everywhere
+    orders = [MaskOrder(0.1, True), MaskOrder(0.05), MaskOrder(0.1), MaskOrder(0.1)]
+    with device.new_stream() as stream, device.upload(embedding, stream) as there:
         try:
-            space = MaskSpace(device, launcher, stream, grid, size)
+            space = MaskSpace(device, launcher, stream, there, size)
         except DeviceError as error:
             pytest.skip(str(error))
         with space:
-            masks, kept, condensed = space.distances(device.upload(embedding, stream))
-            assert np.flatnonzero(~kept).tolist() == [4]
-            distances = squareform(condensed)[np.ix_(kept, kept)]
-            np.testing.assert_allclose(distances, cosine_distances(expected, size), atol=5e-6)
-            for how in ("mean", "renormalised"):
-                merged = space.merge(masks, labels, how)
-                clusters = merge_masks(expected, labels[kept], size, how)
-                np.testing.assert_allclose(device.download(merged, stream), clusters, atol=1e-5)
-            impacts = generator.normal(size=(5, 20)).astype(np.float32)
-            for correct in (True, False):
-                found = space.saliency(merged, impacts, correct_coverage=correct)
-                wanted = aggregate(clusters, impacts, size, correct_coverage=correct)
-                for ours, theirs in zip(found, wanted, strict=True):
-                    np.testing.assert_allclose(device.download(ours, stream), theirs, atol=4e-5)
+            for wanted in (orders, [None, MaskOrder()], orders[:1]):
+                space.queue(wanted)
+                found = space.collect()
+                for order, channels, ours in zip(wanted, embedding, found, strict=False):
+                    if order is None or not np.isfinite(channels).all():
+                        assert ours is None
+                        continue
+                    masks = vit_masks(channels, size)
+                    if order.distance_threshold is not None and len(masks):
+                        how = "renormalised" if order.renormalised else "mean"
+                        distances = cosine_distances(masks, size)
+                        labels = cluster(distances, order.distance_threshold)
+                        masks = merge_masks(masks, labels, size, how)
+                    assert ours.shape == masks.shape
+                    np.testing.assert_allclose(ours, masks, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [40, 770])
+def test_more_masks_than_a_block_has_threads_are_clustered(device, launcher, count):
+    points = np.random.default_rng(count).normal(size=(count, 3))
+    distances = np.linalg.norm(points[:, None] - points, axis=2).astype(np.float32)
+    with device.new_stream() as stream, contextlib.ExitStack() as owned:
+
+        def there(array):
+            return owned.enter_context(device.upload(array, stream))
+
+        clusters = mask_kernels.Clusters(
+            there(np.zeros((1, count), np.int32)),
+            there(np.zeros((1, count + 1), np.int32)),
+            there(np.zeros(1, np.int32)),
+        )
+        mask_kernels.complete_linkage(
+            launcher,
+            there(distances[None]),
+            there(np.ones((1, count), np.int32)),
+            there(np.array([0.8], np.float32)),
+            there(np.zeros((1, 6, count), np.int32)),
+            clusters,
+            stream,
+        )
+        members, offsets, (found,) = (
+            device.download(array, stream).reshape(-1)
+            for array in (clusters.members, clusters.offsets, clusters.counts)
+        )
+    labels = np.empty(count, np.int64)
+    labels[members] = np.repeat(np.arange(found), np.diff(offsets[: found + 1]))
+    np.testing.assert_array_equal(labels, cluster(distances, np.float32(0.8)))
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_maps(device, launcher, correct):
+    generator = np.random.default_rng(1)
+    size = (40, 37)
+    masks = generator.random((20, 5, 4), dtype=np.float32)
+    impacts = generator.normal(size=(5, 20)).astype(np.float32)
+    expected = aggregate(masks, impacts, size, correct_coverage=correct)
+    with device.new_stream() as stream, contextlib.ExitStack() as owned:
+
+        def zeros(*shape):
+            return owned.enter_context(device.zeros(shape, np.float32, stream))
+
+        found = zeros(5, *size), zeros(*size)
+        mask_kernels.aggregate(
+            launcher,
+            owned.enter_context(device.upload(masks, stream)),
+            owned.enter_context(device.upload(impacts, stream)),
+            zeros(6, 5, 4),
+            *found,
+            stream,
+            correct_coverage=correct,
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(device.download(ours, stream), theirs, rtol=0, atol=4e-5)
 
 
 class OnlyDlpack:
@@ -214,17 +282,17 @@ def test_cupy_in_without_a_copy(device):
 
 def test_a_cuda_graph_of_two_kernels(device, launcher):
     with device.new_stream() as stream:
-        embedding = np.random.default_rng(2).normal(size=(8, 14, 14)).astype(np.float32)
+        embedding = np.random.default_rng(2).normal(size=(1, 8, 14, 14)).astype(np.float32)
         source = device.upload(embedding, stream)
         masks = device.upload(np.zeros_like(embedding), stream)
-        kept = device.upload(np.zeros(8, np.int32), stream)
+        kept = device.upload(np.zeros((1, 8), np.int32), stream)
         launcher.prepare("masks", "vitcx_normalise")  # compiled before recording
         with device.record_cuda_graph(
             stream, lambda s: mask_kernels.normalise(launcher, source, masks, kept, (224, 224), s)
         ) as graph:
             graph.launch(stream)
             result = device.download(masks, stream)
-    np.testing.assert_allclose(result, vit_masks(embedding, (224, 224)), atol=2e-6)
+    np.testing.assert_allclose(result[0], vit_masks(embedding[0], (224, 224)), atol=2e-6)
 
 
 def test_the_gil_is_free_while_the_device_works(device):

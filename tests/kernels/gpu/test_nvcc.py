@@ -19,6 +19,7 @@ ENTRIES = {
         "vitcx_cosine_distance",
         "vitcx_cluster_masks",
     },
+    "linkage": {"vitcx_complete_linkage"},
     "aggregate": {"vitcx_weighted_masks", "vitcx_saliency"},
 }
 # 64 is what lets four blocks of 256 threads share a multiprocessor's 65,536 registers.

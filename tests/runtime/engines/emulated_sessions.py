@@ -19,6 +19,7 @@ from tests.emulator import emulated_driver
 from tests.runtime.engines.tensorrt import recording_tensorrt
 from tests.tiny_bundle import SIZE, add_encoder, random_picture, write_tiny_bundle
 from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.tensorrt import library as tensorrt_library
 from vitcx.runtime.engines.tensorrt.session import TensorRTSession
@@ -83,9 +84,40 @@ def test_explanations_are_those_of_the_cpu_engine(
 ):
     record = recording_tensorrt.install(monkeypatch, tmp_path, flavour, old, emulated_driver)
     with Explainer(bundle, TensorRTSession(bundle, flavour, batch_size=8)) as explainer:
+        assert explainer.session.makes_masks
         check(explainer.explain_many(pictures, targets="top2"), expected)
         check([explainer.explain(pictures[0], targets="top2")], expected[:1])
     assert record.passes
+
+
+CLUSTERED = (
+    {"distance_threshold": 0.3},
+    {"distance_threshold": 0.5, "cluster_masks": "mean"},
+    {"cluster_masks": "none"},
+)
+
+
+def test_masks_made_on_the_device_are_the_hosts(bundle, pictures, monkeypatch, tmp_path):
+    recording_tensorrt.install(monkeypatch, tmp_path, device=emulated_driver)
+    with (
+        Explainer(bundle, OnnxRuntimeSession(bundle)) as host,
+        Explainer(bundle, TensorRTSession(bundle, batch_size=8)) as explainer,
+    ):
+        kinds = set()
+        for settings in CLUSTERED:
+            wanted = list(host.explain_many(pictures, **settings))
+            check(explainer.explain_many(pictures, **settings), wanted)
+            kinds.update(len(one.masks) for one in wanted)
+        assert len(kinds) > 1  # some masks were merged, and some were not
+        session = explainer.session
+        images = np.zeros((3, 3, SIZE, SIZE), np.float32)
+        images[1] = np.nan
+        order = MaskOrder(0.1)
+        encoded = session.encode_masks(images, [order, order, None])
+        assert encoded.tokens is None
+        assert encoded.masks[0].shape == (0, 4, 4)  # every channel is constant
+        assert encoded.masks[1] is encoded.masks[2] is None
+        np.testing.assert_array_equal(encoded.probabilities[2], session.encode(images)[0][2])
 
 
 def test_explainers_on_several_threads_at_once(bundle, pictures, expected, monkeypatch, tmp_path):

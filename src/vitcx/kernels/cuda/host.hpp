@@ -7,6 +7,7 @@
 
 #include "aggregate.cuh"
 #include "blend.cuh"
+#include "linkage.cuh"
 #include "masks.cuh"
 
 namespace vitcx {
@@ -28,11 +29,12 @@ inline void normalise_on_host(const float* embedding, float* masks, int32_t* kep
   const int cells = g.grid_height * g.grid_width;
   for (int64_t i = 0; i < count; ++i) {
     const extremes found = surface_extremes(embedding + i * cells, g, 0, 1);
-    const bool keeps = varies(found);
+    const bool refused = has_others_than_numbers(embedding + i * cells, cells, 0, 1);
+    const int keeps = kept_as(refused, varies(found));
     for (int64_t j = i * cells; j < (i + 1) * cells; ++j) {
-      masks[j] = keeps ? normalised(embedding[j], found) : 0.0f;
+      masks[j] = keeps > 0 ? normalised(embedding[j], found) : 0.0f;
     }
-    if (kept != nullptr) kept[i] = keeps ? 1 : 0;
+    if (kept != nullptr) kept[i] = keeps;
   }
 }
 
@@ -48,29 +50,61 @@ inline void gram_apply_on_host(const float* masks, const float* gram_rows,
   }
 }
 
-inline void cosine_distance_on_host(const float* products, float* condensed, int count) {
-  for (int64_t row = 0; row < count; ++row) {
-    for (int64_t column = row + 1; column < count; ++column) {
-      condensed[condensed_index(static_cast<int>(row), static_cast<int>(column), count)] =
-          cosine_distance(products[row * count + column], products[row * count + row],
-                          products[column * count + column]);
+inline void cosine_distance_on_host(float* products, int pictures, int count) {
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    for (int row = 0; row < count; ++row) {
+      for (int column = row + 1; column < count; ++column) {
+        distance_of_pair(products + picture * count * count, row, column, count);
+      }
     }
   }
 }
 
-inline void cluster_masks_on_host(const float* masks, const int32_t* members,
-                                  const int32_t* offsets, float* out, int clusters,
-                                  const grid_shape& g, int mode) {
-  const int cells = g.grid_height * g.grid_width;
-  for (int64_t c = 0; c < clusters; ++c) {
-    float* mask = out + c * cells;
-    for (int i = 0; i < cells; ++i) {
-      mask[i] = cluster_mean(masks, members, offsets[c], offsets[c + 1], cells, i);
+inline void complete_linkage_on_host(float* distances, const int32_t* kept, const float* thresholds,
+                                     int32_t* room, int32_t* members, int32_t* offsets,
+                                     int32_t* clusters, int pictures, int count) {
+  for (int picture = 0; picture < pictures; ++picture) {
+    const linkage l = linkage_of(distances, kept, thresholds[picture], room, picture, count);
+    linkage_counts counts{{0, 0}, 0, 0};
+    linkage_begin(l, counts, 0, 1);
+    const int clustered = counts.lists[0];
+    for (int round = 0;; ++round) {
+      linkage_nearest(l, counts, round, 0, 1);
+      linkage_pair(l, counts, round, 0, 1);
+      if (counts.heads == 0 || counts.refused != 0) break;
+      linkage_merge(l, counts, round, false, 0, 1);
+      linkage_merge(l, counts, round, true, 0, 1);
+      linkage_next(l, counts, round, 0, 1);
     }
-    if (mode != VITCX_CLUSTER_RENORMALISED) continue;
-    const extremes found = surface_extremes(mask, g, 0, 1);
-    if (!varies(found)) continue;
-    for (int i = 0; i < cells; ++i) mask[i] = normalised(mask[i], found);
+    clusters[picture] = VITCX_REFUSED;
+    if (counts.refused != 0) continue;
+    int32_t* begins = offsets + int64_t{picture} * (count + 1);
+    linkage_roots(l, 0, 1);
+    linkage_members(l, counts, members + int64_t{picture} * count, begins, 0, 1);
+    clusters[picture] = counts.heads;
+    begins[counts.heads] = clustered;
+  }
+}
+
+inline void cluster_masks_on_host(const float* masks, const int32_t* members,
+                                  const int32_t* offsets, const int32_t* clusters,
+                                  const int32_t* modes, float* out, int pictures, int count,
+                                  const grid_shape& g) {
+  const int cells = g.grid_height * g.grid_width;
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    const int64_t first = picture * count;
+    for (int64_t c = 0; c < clusters[picture]; ++c) {
+      const int32_t* begins = offsets + first + picture + c;
+      float* mask = out + (first + c) * cells;
+      for (int i = 0; i < cells; ++i) {
+        mask[i] = cluster_mean(masks + first * cells, members + first, begins[0], begins[1], cells,
+                               i);
+      }
+      if (modes[picture] != VITCX_CLUSTER_RENORMALISED) continue;
+      const extremes found = surface_extremes(mask, g, 0, 1);
+      if (!varies(found)) continue;
+      for (int i = 0; i < cells; ++i) mask[i] = normalised(mask[i], found);
+    }
   }
 }
 

@@ -25,11 +25,15 @@ extern "C" __global__ void __launch_bounds__(32)
   const vitcx::grid_shape shape{grid_height, grid_width, height, width};
   const vitcx::extremes found = vitcx::warp_extremes(
       vitcx::surface_extremes(channel, shape, static_cast<int>(threadIdx.x), 32));
-  const bool keeps = vitcx::varies(found);
+  const float others =
+      vitcx::has_others_than_numbers(channel, cells, static_cast<int>(threadIdx.x), 32) ? 1.0f
+                                                                                        : 0.0f;
+  const bool refused = vitcx::warp_extremes(vitcx::extremes{others, others}).high > 0.0f;
+  const int keeps = vitcx::kept_as(refused, vitcx::varies(found));
   for (int i = static_cast<int>(threadIdx.x); i < cells; i += 32) {
-    mask[i] = keeps ? vitcx::normalised(channel[i], found) : 0.0f;
+    mask[i] = keeps > 0 ? vitcx::normalised(channel[i], found) : 0.0f;
   }
-  if (kept != nullptr && threadIdx.x == 0) kept[blockIdx.x] = keeps ? 1 : 0;
+  if (kept != nullptr && threadIdx.x == 0) kept[blockIdx.x] = keeps;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -46,28 +50,30 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    vitcx_cosine_distance(const float* __restrict__ products, float* __restrict__ condensed,
-                          int count) {
+    vitcx_cosine_distance(float* products, int count) {
   const int row = static_cast<int>(blockIdx.y);
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (column <= row || column >= count) return;
-  const int64_t line = static_cast<int64_t>(row) * count;
-  condensed[vitcx::condensed_index(row, column, count)] = vitcx::cosine_distance(
-      products[line + column], products[line + row],
-      products[static_cast<int64_t>(column) * count + column]);
+  vitcx::distance_of_pair(products + static_cast<int64_t>(blockIdx.z) * count * count, row, column,
+                          count);
 }
 
 extern "C" __global__ void __launch_bounds__(32)
     vitcx_cluster_masks(const float* __restrict__ masks, const int32_t* __restrict__ members,
-                        const int32_t* __restrict__ offsets, float* out, int grid_height,
-                        int grid_width, int height, int width, int mode) {
+                        const int32_t* __restrict__ offsets, const int32_t* __restrict__ clusters,
+                        const int32_t* __restrict__ modes, float* out, int count, int grid_height,
+                        int grid_width, int height, int width) {
+  const int cluster = static_cast<int>(blockIdx.x), picture = static_cast<int>(blockIdx.y);
+  if (cluster >= clusters[picture]) return;
   const int cells = grid_height * grid_width;
-  const int begin = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
-  float* mask = out + static_cast<int64_t>(blockIdx.x) * cells;
+  const int64_t first = static_cast<int64_t>(picture) * count;
+  const int32_t* begins = offsets + first + picture + cluster;
+  float* mask = out + (first + cluster) * cells;
   for (int i = static_cast<int>(threadIdx.x); i < cells; i += 32) {
-    mask[i] = vitcx::cluster_mean(masks, members, begin, end, cells, i);
+    mask[i] = vitcx::cluster_mean(masks + first * cells, members + first, begins[0], begins[1],
+                                  cells, i);
   }
-  if (mode != VITCX_CLUSTER_RENORMALISED) return;
+  if (modes[picture] != VITCX_CLUSTER_RENORMALISED) return;
   __syncwarp();  // the extremes read what other lanes wrote
   const vitcx::grid_shape shape{grid_height, grid_width, height, width};
   const vitcx::extremes found = vitcx::warp_extremes(
@@ -110,30 +116,31 @@ int vitcx_gram_apply_launch(const float* masks, const float* gram_rows, const fl
   return static_cast<int>(cudaGetLastError());
 }
 
-int vitcx_cosine_distance_launch(const float* products, float* condensed, int32_t count,
-                                 void* stream) {
-  if (products == nullptr || condensed == nullptr || count < 0 || count > vitcx::kMostInGrid) {
+int vitcx_cosine_distance_launch(float* products, int32_t pictures, int32_t count, void* stream) {
+  if (products == nullptr || pictures < 0 || pictures > vitcx::kMostInGrid || count < 0 ||
+      count > vitcx::kMostInGrid) {
     return VITCX_INVALID_ARGUMENT;
   }
-  if (count < 2) return VITCX_SUCCESS;
-  const dim3 grid(vitcx::blocks_for(count, 256), static_cast<unsigned>(count - 1));
-  vitcx_cosine_distance<<<grid, 256, 0, static_cast<cudaStream_t>(stream)>>>(products, condensed,
-                                                                             count);
+  if (count < 2 || pictures == 0) return VITCX_SUCCESS;
+  const dim3 grid(vitcx::blocks_for(count, 256), static_cast<unsigned>(count - 1),
+                  static_cast<unsigned>(pictures));
+  vitcx_cosine_distance<<<grid, 256, 0, static_cast<cudaStream_t>(stream)>>>(products, count);
   return static_cast<int>(cudaGetLastError());
 }
 
 int vitcx_cluster_masks_launch(const float* masks, const int32_t* members, const int32_t* offsets,
-                               float* out, int32_t clusters, int32_t grid_height,
-                               int32_t grid_width, int32_t height, int32_t width, int32_t mode,
-                               void* stream) {
-  if (masks == nullptr || members == nullptr || offsets == nullptr || out == nullptr ||
-      clusters < 0 || !vitcx::is_grid(grid_height, grid_width, height, width) ||
-      (mode != VITCX_CLUSTER_MEAN && mode != VITCX_CLUSTER_RENORMALISED)) {
+                               const int32_t* clusters, const int32_t* modes, float* out,
+                               int32_t pictures, int32_t count, int32_t grid_height,
+                               int32_t grid_width, int32_t height, int32_t width, void* stream) {
+  if (masks == nullptr || members == nullptr || offsets == nullptr || clusters == nullptr ||
+      modes == nullptr || out == nullptr || pictures < 0 || pictures > vitcx::kMostInGrid ||
+      count < 0 || !vitcx::is_grid(grid_height, grid_width, height, width)) {
     return VITCX_INVALID_ARGUMENT;
   }
-  if (clusters == 0) return VITCX_SUCCESS;
-  vitcx_cluster_masks<<<static_cast<unsigned>(clusters), 32, 0, static_cast<cudaStream_t>(stream)>>>(
-      masks, members, offsets, out, grid_height, grid_width, height, width, mode);
+  if (count == 0 || pictures == 0) return VITCX_SUCCESS;
+  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(pictures));
+  vitcx_cluster_masks<<<grid, 32, 0, static_cast<cudaStream_t>(stream)>>>(
+      masks, members, offsets, clusters, modes, out, count, grid_height, grid_width, height, width);
   return static_cast<int>(cudaGetLastError());
 }
 

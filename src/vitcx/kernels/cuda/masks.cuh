@@ -56,6 +56,18 @@ VITCX_HD bool varies(const extremes& e) {
   return e.high - e.low > 1e-6f * magnitude;
 }
 
+// Whether some of the values lane, lane + lanes, ... are infinite or no numbers.
+VITCX_HD bool has_others_than_numbers(const float* values, int count, int lane, int lanes) {
+  bool found = false;
+  for (int i = lane; i < count; i += lanes) {
+    found = found || (float_bits(values[i]) & 0x7f800000u) == 0x7f800000u;
+  }
+  return found;
+}
+
+// What `kept` says of a channel: 1, 0 where it is constant, -1 where it has others than numbers.
+VITCX_HD int kept_as(bool refused, bool varies) { return refused ? VITCX_REFUSED : varies ? 1 : 0; }
+
 VITCX_HD float normalised(float value, const extremes& e) {
   return (value - e.low) / (e.high - e.low);
 }
@@ -75,18 +87,20 @@ VITCX_HD float gram_element(const float* mask, const float* gram_rows, const flo
   return sum;
 }
 
-// Place of the pair (row, column), row < column, in a condensed upper triangle.
-VITCX_HD int64_t condensed_index(int row, int column, int count) {
-  return static_cast<int64_t>(row) * count - static_cast<int64_t>(row) * (row + 1) / 2 +
-         (column - row - 1);
-}
-
 // 1 - cosine. A mask that is 0 everywhere has no direction: it is at distance 1 from any other.
 VITCX_HD float cosine_distance(float product, float square_a, float square_b) {
   const float scale = sqrtf(square_a) * sqrtf(square_b);
   if (!(scale > 0.0f)) return 1.0f;
   const float distance = 1.0f - product / scale;
   return distance > 0.0f ? distance : 0.0f;
+}
+
+// Products to distances in place, of one pair, row < column: both places get the same number. The
+// diagonal, which everybody reads, is left.
+VITCX_HD void distance_of_pair(float* products, int row, int column, int count) {
+  const int64_t line = static_cast<int64_t>(row) * count, other = static_cast<int64_t>(column) * count;
+  products[line + column] = products[other + row] =
+      cosine_distance(products[line + column], products[line + row], products[other + column]);
 }
 
 // The mean over a cluster's members of one cell.

@@ -1,6 +1,6 @@
 /* The C interface of vitcx's kernels: raw pointers in, a status out, no framework headers.
  *
- * A C or C++ program compiles blend.cu, masks.cu and aggregate.cu with nvcc, includes this header and
+ * A C or C++ program compiles blend.cu, masks.cu, linkage.cu and aggregate.cu with nvcc, includes this header and
  * links with the CUDA run-time library; it needs no Python. Every launcher
  *
  *   - works on the current device and queues its work on `stream` (a cudaStream_t, or NULL for the
@@ -70,6 +70,9 @@ typedef struct vitcx_blend_params {
  * mean is left). */
 enum { VITCX_CLUSTER_MEAN = 0, VITCX_CLUSTER_RENORMALISED = 1 };
 
+/* What is said of a channel, or of a picture's clusters, where there are infinite values or NaN. */
+enum { VITCX_REFUSED = -1 };
+
 #ifndef __CUDACC_RTC__ /* NVRTC compiles the kernels alone */
 
 /* The masked and noised rows of a batch: one pass over each perturbation's noise, nothing between. */
@@ -77,8 +80,8 @@ int vitcx_blend_launch(const vitcx_blend_params *params, void *stream);
 
 /* Embedding (count, h, w) -> masks (count, h, w): (e - a) / (b - a), a and b being the extremes of
  * the channel upsampled to (height, width). A channel that is constant (its range is rounding:
- * b - a <= 1e-6 of its magnitude) becomes 0 everywhere. kept (count), or NULL: 0 for those, 1 for
- * the others. */
+ * b - a <= 1e-6 of its magnitude), or has infinite values or NaN, becomes 0 everywhere. kept (count),
+ * or NULL: 0 for constant ones, VITCX_REFUSED for those that are no numbers, 1 for the others. */
 int vitcx_normalise_launch(const float *embedding, float *masks, int32_t *kept, int32_t count,
                            int32_t grid_height, int32_t grid_width, int32_t height, int32_t width,
                            void *stream);
@@ -89,17 +92,28 @@ int vitcx_gram_apply_launch(const float *masks, const float *gram_rows, const fl
                             float *out, int32_t count, int32_t grid_height, int32_t grid_width,
                             void *stream);
 
-/* Dot products (count, count) -> 1 - cosine, condensed: count (count - 1) / 2 values, the upper
- * triangle by rows, clamped at 0 below. Where one of the two masks is 0 everywhere: 1. */
-int vitcx_cosine_distance_launch(const float *products, float *condensed, int32_t count,
-                                 void *stream);
+/* Dot products (pictures, count, count) -> 1 - cosine, in place, clamped at 0 below. Where one of the
+ * two masks is 0 everywhere: 1. The upper triangles are read, and the diagonals are left as they are. */
+int vitcx_cosine_distance_launch(float *products, int32_t pictures, int32_t count, void *stream);
 
-/* Cluster masks (clusters, h, w). The members of cluster c are
- * members[offsets[c]] ... members[offsets[c + 1] - 1], indices into masks. */
+/* Complete linkage of each picture's masks, cut at thresholds (pictures): clusters are merged until no
+ * two are within the threshold. count is 32768 at the most.
+ *
+ * distances (pictures, count, count): symmetric; used up. kept (pictures, count): as above; masks with
+ * 0 are in no cluster. room (pictures, 6, count): for the kernel. members (pictures, count) and offsets
+ * (pictures, count + 1): written; the members of cluster c, which are numbered by their first members,
+ * are members[offsets[c]] ... members[offsets[c + 1] - 1]. clusters (pictures): written; how many there
+ * are, or VITCX_REFUSED where a mask is refused or a distance is NaN. */
+int vitcx_complete_linkage_launch(float *distances, const int32_t *kept, const float *thresholds,
+                                  int32_t *room, int32_t *members, int32_t *offsets,
+                                  int32_t *clusters, int32_t pictures, int32_t count, void *stream);
+
+/* Cluster masks (pictures, count, h, w), of which each picture's first are written: members, offsets
+ * and clusters as above, modes (pictures) what a cluster's mask is. */
 int vitcx_cluster_masks_launch(const float *masks, const int32_t *members, const int32_t *offsets,
-                               float *out, int32_t clusters, int32_t grid_height,
-                               int32_t grid_width, int32_t height, int32_t width, int32_t mode,
-                               void *stream);
+                               const int32_t *clusters, const int32_t *modes, float *out,
+                               int32_t pictures, int32_t count, int32_t grid_height,
+                               int32_t grid_width, int32_t height, int32_t width, void *stream);
 
 /* impacts (targets, count), masks (count, cells) -> low (targets + 1, cells): the means over the
  * masks of s_k m_k for each target and, last, of m_k. */

@@ -18,7 +18,7 @@ from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.gpu.cuda_modules import cuda_module
 
 SOURCE_DIRECTORY = Path(__file__).parents[1] / "cuda"
-UNITS = ("blend", "masks", "aggregate")
+UNITS = ("blend", "masks", "linkage", "aggregate")
 
 # Part of the key: raise it when what a file in the cache holds changes.
 _CACHE_SCHEMA = 1
@@ -83,7 +83,7 @@ def cubin(unit: str, arch: str, directory: Path | None = None) -> bytes:
 
     Parameters
     ----------
-    unit : ``blend``, ``masks`` or ``aggregate``.
+    unit : ``blend``, ``masks``, ``linkage`` or ``aggregate``.
     arch : such as ``sm_90``.
     directory : of the cache; default `cache_directory`. One that cannot be written is no error.
 

@@ -6,12 +6,16 @@ checked: this is below the public boundary. Never ran on hardware so far: see do
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.launcher import BLOCK, KernelLauncher, int32s
 from vitcx.kernels.gpu.streams import Stream
 
-_CLUSTER_MODES = {"mean": 0, "renormalised": 1}
+MEAN, RENORMALISED = 0, 1  # what a cluster's mask is
+MOST_CLUSTERED = 32768
 _WARP = 32  # of the kernels in which a warp takes a mask
+_LINKAGE_BLOCK = 768
 _SMALL_BLOCK = 128
 
 
@@ -23,23 +27,24 @@ def normalise(
     size: tuple[int, int],
     stream: Stream,
 ) -> None:
-    """Embedding (D,h,w) to min-max normalised masks (D,h,w); a constant channel becomes zeros.
+    """Embeddings (N,D,h,w) to min-max normalised masks (N,D,h,w).
 
     Parameters
     ----------
-    kept : (D,) int32, set to 1, or 0 for constant channels (`vit_masks` leaves those out).
+    kept : (N,D) int32, set to 1; 0 for constant channels (`vit_masks` leaves those out) and -1 for
+        those with infinite values or NaN, whose masks are zeros.
     size : (H, W) of the pixels over which the extremes are taken.
     """
-    count, *grid = embedding.shape
+    pictures, count, *grid = embedding.shape
     launcher.launch(
         "masks",
         "vitcx_normalise",
-        (count, 1, 1),
+        (pictures * count, 1, 1),
         stream,
         embedding.pointer,
         masks.pointer,
         kept.pointer,
-        *int32s(grid[0], grid[1], *size),
+        *int32s(*grid, *size),
         block=_WARP,
     )
     masks.stream = kept.stream = stream
@@ -53,71 +58,124 @@ def gram_apply(
     out: DeviceArray,
     stream: Stream,
 ) -> None:
-    """``G_y m G_x`` of each mask: (D,h,w), with (h,h) and (w,w) float32 Gram operators."""
-    count, height, width = masks.shape
+    """``G_y m G_x`` of each mask: (N,D,h,w), with (h,h) and (w,w) float32 Gram operators."""
+    pictures, count, height, width = masks.shape
     launcher.launch(
         "masks",
         "vitcx_gram_apply",
-        (-(-count * height * width // BLOCK), 1, 1),
+        (-(-pictures * count * height * width // BLOCK), 1, 1),
         stream,
         masks.pointer,
         gram_rows.pointer,
         gram_columns.pointer,
         out.pointer,
-        *int32s(count, height, width),
+        *int32s(pictures * count, height, width),
     )
     out.stream = stream
 
 
-def cosine_distance(
-    launcher: KernelLauncher, products: DeviceArray, condensed: DeviceArray, stream: Stream
-) -> None:
-    """(D,D) inner products to the D(D-1)/2 distances that SciPy's `linkage` reads."""
-    count = products.shape[0]
+def cosine_distance(launcher: KernelLauncher, products: DeviceArray, stream: Stream) -> None:
+    """(N,D,D) inner products to distances, in place; the diagonals are left as they are."""
+    pictures, count, _ = products.shape
     if count < 2:
         return
     launcher.launch(
         "masks",
         "vitcx_cosine_distance",
-        (-(-count // BLOCK), count - 1, 1),
+        (-(-count // BLOCK), count - 1, pictures),
         stream,
         products.pointer,
-        condensed.pointer,
         *int32s(count),
     )
-    condensed.stream = stream
+    products.stream = stream
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of each picture's masks, on the device; for as many pictures and masks as fit.
+
+    Attributes
+    ----------
+    members : (N,D) int32, indices of masks, cluster by cluster.
+    offsets : (N,D+1) int32, where each cluster begins in `members`.
+    counts : (N,) int32, how many there are; -1 where an embedding is no number.
+    """
+
+    members: DeviceArray
+    offsets: DeviceArray
+    counts: DeviceArray
+
+
+def complete_linkage(
+    launcher: KernelLauncher,
+    distances: DeviceArray,
+    kept: DeviceArray,
+    thresholds: DeviceArray,
+    room: DeviceArray,
+    clusters: Clusters,
+    stream: Stream,
+) -> None:
+    """`vitcx.runtime.method.clustering.cluster` on the device.
+
+    Of equally near clusters the nearest is the one whose first member comes first, where SciPy
+    takes another; without such ties the clusters are the same.
+
+    Parameters
+    ----------
+    distances : (N,D,D) float32, used up; D is `MOST_CLUSTERED` at the most.
+    kept : (N,D) int32, of `normalise`.
+    thresholds : (N,) float32; below 0 nothing is merged.
+    room : (N,6,D) int32.
+    clusters : written.
+    """
+    pictures, count, _ = distances.shape
+    launcher.launch(
+        "linkage",
+        "vitcx_complete_linkage",
+        (pictures, 1, 1),
+        stream,
+        distances.pointer,
+        kept.pointer,
+        thresholds.pointer,
+        room.pointer,
+        clusters.members.pointer,
+        clusters.offsets.pointer,
+        clusters.counts.pointer,
+        *int32s(count),
+        block=min(_LINKAGE_BLOCK, -(-count // _WARP) * _WARP),
+    )
 
 
 def cluster_masks(
     launcher: KernelLauncher,
     masks: DeviceArray,
-    members: DeviceArray,
-    offsets: DeviceArray,
+    clusters: Clusters,
+    modes: DeviceArray,
     out: DeviceArray,
     size: tuple[int, int],
-    how: str,
     stream: Stream,
 ) -> None:
-    """`vitcx.runtime.method.masks.merge_masks` on the device.
+    """`vitcx.runtime.method.masks.merge_masks` on the device, for several pictures.
 
     Parameters
     ----------
-    members : (D,) int32, indices into `masks`, cluster by cluster.
-    offsets : (K+1,) int32, where each cluster begins in `members`.
-    out : (K,h,w) float32, written.
-    how : ``mean`` or ``renormalised``.
+    masks : (N,D,h,w) float32.
+    modes : (N,) int32, `MEAN` or `RENORMALISED`.
+    out : (N,D,h,w) float32; as many masks of each picture are written as it has clusters.
     """
-    count, height, width = out.shape
+    pictures, count, *grid = out.shape
     launcher.launch(
         "masks",
         "vitcx_cluster_masks",
-        (count, 1, 1),
+        (count, pictures, 1),
         stream,
         masks.pointer,
-        members.pointer,
-        offsets.pointer,
+        clusters.members.pointer,
+        clusters.offsets.pointer,
+        clusters.counts.pointer,
+        modes.pointer,
         out.pointer,
-        *int32s(height, width, *size, _CLUSTER_MODES[how]),
+        *int32s(count, *grid, *size),
         block=_WARP,
     )
     out.stream = stream

@@ -10,7 +10,7 @@ import abc
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.host.blend import Perturbation
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.errors import EngineError
 
 FloatArray = NDArray[np.float32]
@@ -63,6 +64,23 @@ class TeamBatch:
 
 
 @dataclass(frozen=True)
+class EncodedMasks:
+    """What an engine that makes masks makes of pictures.
+
+    Attributes
+    ----------
+    probabilities : (N,C) float32.
+    masks : of each picture, (K,h,w) float32; None where none were ordered, and where the embedding
+        has infinite values or NaN.
+    tokens : (N,T,W) float32, where they were asked for.
+    """
+
+    probabilities: FloatArray
+    masks: list[FloatArray | None]
+    tokens: FloatArray | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
     """The answer to a batch: (rows, C) float32 probabilities, and the seconds each part took."""
 
@@ -87,6 +105,7 @@ class Session(Closing, abc.ABC):
     batch_size : the rows of a full batch.
     scores_teams : whether it scores teams of tokens: the bundle has the graph, and the engine runs
         it.
+    makes_masks : whether it makes and clusters masks where the embedding lies.
 
     Raises
     ------
@@ -100,6 +119,7 @@ class Session(Closing, abc.ABC):
     encoder_precision: str = ""
     batch_size: int
     scores_teams: bool = False
+    makes_masks: bool = False
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -130,6 +150,24 @@ class Session(Closing, abc.ABC):
         """
         with self._call():
             return self._encode_tokens(images)
+
+    def encode_masks(
+        self, images: FloatArray, orders: Sequence[MaskOrder | None], *, tokens: bool = False
+    ) -> EncodedMasks:
+        """Probabilities and masks of pictures (N,3,H,W) float32; the embedding stays where it is.
+
+        Parameters
+        ----------
+        orders : one for each picture; None where no masks are wanted.
+        tokens : whether tokens are wanted too, which only an engine with `scores_teams` gives.
+
+        Raises
+        ------
+        EngineError
+            If `makes_masks` is False, or as all calls.
+        """
+        with self._call():
+            return self._encode_masks(images, orders, tokens)
 
     def score_teams(self, batch: TeamBatch) -> Scores:
         """Score rows of tokens.
@@ -198,6 +236,12 @@ class Session(Closing, abc.ABC):
     def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """As `encode_tokens`; for sessions whose `scores_teams` is True."""
         raise EngineError(_NO_TEAMS.format(self.engine))
+
+    def _encode_masks(
+        self, images: FloatArray, orders: Sequence[MaskOrder | None], tokens: bool
+    ) -> EncodedMasks:
+        """As `encode_masks`; for sessions whose `makes_masks` is True."""
+        raise EngineError(f"the engine {self.engine!r} makes no masks: take those of its embedding")
 
     def _score_teams(self, batch: TeamBatch) -> Scores:
         """As `score_teams`; for sessions whose `scores_teams` is True."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.method.estimators.estimator import Estimator
 from vitcx.runtime.settings import MethodName, Settings
 
@@ -33,6 +34,8 @@ class Method:
     masks : (embedding (D,h,w), settings, (H,W)) to the masks (K,h',w') float32, at any resolution.
     estimator : how the impact of a mask is measured, for these settings.
     uses : the settings that mean something to it, beside those of its estimator.
+    order : what an engine that makes masks is to make of the embedding in place of `masks`, for
+        these settings; None where the masks are not the model's.
     mask_shape : (K,h',w') of the masks for a picture of (H,W) pixels, told without making them;
         None where the masks are the model's.
     credits_hidden : whether a pixel is credited for being hidden, not shown.
@@ -45,6 +48,7 @@ class Method:
     masks: Callable[[FloatArray, Settings, Size], FloatArray]
     estimator: Callable[[Settings], Estimator]
     uses: frozenset[str]
+    order: Callable[[Settings], MaskOrder | None] = lambda settings: None
     mask_shape: Callable[[Settings, Size], tuple[int, int, int]] | None = None
     credits_hidden: bool = False
     corrects_coverage: Callable[[Settings], bool] = lambda settings: settings.coverage_correction

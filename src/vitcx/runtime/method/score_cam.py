@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.method.estimators.plain import PLAIN
+from vitcx.runtime.method.masks import vit_masks
 from vitcx.runtime.method.method import FloatArray, Method, Size
-from vitcx.runtime.method.vit_cx import unclustered_masks
 from vitcx.runtime.settings import Settings
 
 
 def _masks(embedding: FloatArray, settings: Settings, size: Size) -> FloatArray:
-    return unclustered_masks(embedding, size)
+    return vit_masks(embedding, size)
 
 
 SCORE_CAM = Method(
@@ -18,6 +19,7 @@ SCORE_CAM = Method(
     source="Wang et al.: Score-CAM (CVPRW 2020)",
     masks=_masks,
     estimator=lambda settings: PLAIN,
+    order=lambda settings: MaskOrder(),
     uses=frozenset({"seed"}),
     corrects_coverage=lambda settings: False,
 )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitcx.kernels.host.blend import DROPPED, KEPT
 from vitcx.kernels.host.upsampling import upsample
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.engines.session import Session
 from vitcx.runtime.errors import BundleError, InputError, NoAnswerError
 from vitcx.runtime.explanation import Explanation
@@ -33,6 +34,9 @@ from vitcx.runtime.targets import resolve_targets
 log = logging.getLogger("vitcx")
 
 FloatArray = NDArray[np.float32]
+
+# For methods that do not look at it, where the engine keeps it.
+_NO_EMBEDDING = np.empty((0, 0, 0), dtype=np.float32)
 
 
 class Steps:
@@ -56,18 +60,27 @@ class Steps:
         _lap(work.seconds, "preprocess", start)
 
     def encode(self, works: list[Work]) -> None:
-        """Probabilities and embeddings of some pictures, in one call of the engine."""
+        """Probabilities of some pictures, and their embeddings or masks: one call of the engine."""
         start = time.perf_counter()
+        session = self.session
         images = np.stack([work.prepared.pixels for work in works])
+        take_tokens = session.scores_teams and any(_may_take_tokens(work.request) for work in works)
         tokens: FloatArray | None = None
-        if self.session.scores_teams and any(_may_take_tokens(work.request) for work in works):
-            probabilities, embedding, tokens = self.session.encode_tokens(images)
+        embedding: FloatArray | None = None
+        made: list[FloatArray | None] = [None] * len(works)
+        if session.makes_masks:
+            orders = [_order(work.request) for work in works]
+            encoded = session.encode_masks(images, orders, tokens=take_tokens)
+            probabilities, made, tokens = encoded.probabilities, encoded.masks, encoded.tokens
+        elif take_tokens:
+            probabilities, embedding, tokens = session.encode_tokens(images)
         else:
-            probabilities, embedding = self.session.encode(images)
+            probabilities, embedding = session.encode(images)
         seconds = (time.perf_counter() - start) / len(works)
         self._check_shapes(probabilities, embedding, len(works))
         for i, work in enumerate(works):
-            work.probabilities, work.embedding = probabilities[i], embedding[i]
+            work.probabilities, work.made = probabilities[i], made[i]
+            work.embedding = None if embedding is None else embedding[i]
             work.tokens = None if tokens is None else tokens[i]
             work.seconds["encode"] = seconds
 
@@ -75,7 +88,12 @@ class Steps:
         """The targets and the masks: what is to be scored."""
         start = time.perf_counter()
         settings = work.request.settings
-        if not (np.isfinite(work.embedding).all() and np.isfinite(work.probabilities).all()):
+        by_engine = self.session.makes_masks and _order(work.request) is not None
+        if (
+            not np.isfinite(work.probabilities).all()
+            or (by_engine and work.made is None)
+            or (work.embedding is not None and not np.isfinite(work.embedding).all())
+        ):
             raise NoAnswerError(
                 "the model gives NaN or infinite values for this picture: the bundle's precision "
                 f"({self.manifest.precision}) or its weights cannot be used"
@@ -84,7 +102,13 @@ class Steps:
             work.request.targets, work.probabilities, self.manifest.class_names
         )
         method = METHODS[settings.method]
-        work.masks = method.masks(work.embedding, settings, self.manifest.input_size)
+        if work.made is not None:
+            work.masks = work.made
+        else:
+            embedding = _NO_EMBEDDING if work.embedding is None else work.embedding
+            work.masks = method.masks(embedding, settings, self.manifest.input_size)
+        if len(work.masks) == 0:
+            log.warning("every channel of the embedding is constant: the explanation is empty")
         work.estimator = method.estimator(settings)
         work.scoring = Scoring(
             rows=self._rows(work, settings),
@@ -126,13 +150,14 @@ class Steps:
         return None
 
     def _check_shapes(
-        self, probabilities: FloatArray, embedding: FloatArray, pictures: int
+        self, probabilities: FloatArray, embedding: FloatArray | None, pictures: int
     ) -> None:
         expected = (pictures, self.manifest.channels, *self.manifest.grid)
         answers = (pictures, self.manifest.num_classes)
-        if embedding.shape != expected or probabilities.shape != answers:
+        found = expected if embedding is None else embedding.shape
+        if found != expected or probabilities.shape != answers:
             raise BundleError(
-                f"the graph gives an embedding {embedding.shape} and probabilities "
+                f"the graph gives an embedding {found} and probabilities "
                 f"{probabilities.shape}; the manifest says {expected} and {answers}: "
                 "export the model again"
             )
@@ -202,6 +227,11 @@ class Steps:
             "encoder_precision": self.session.encoder_precision or encoded_in,
             "vitcx": _version(),
         }
+
+
+def _order(request: Request) -> MaskOrder | None:
+    """The masks that an engine may make of its embedding; None if they are not the model's."""
+    return METHODS[request.settings.method].order(request.settings)
 
 
 def _may_take_tokens(request: Request) -> bool:

@@ -37,7 +37,10 @@ class Work:
     closed : done or cancelled: whoever has it at hand lets it go.
     seconds : time by step.
     prepared : the model's input, and the picture as a person sees it.
-    probabilities, embedding, tokens : (C,), (D,h,w) and, where they are wanted, (T,W) float32.
+    probabilities : (C,) float32.
+    embedding : (D,h,w) float32; None where the engine makes masks.
+    made : (K,h,w) float32, the masks that the engine has made; None where it made none.
+    tokens : (T,W) float32, where they are wanted.
     targets : the classes that are explained.
     masks, teams : (K,h,w) float32; teams where the estimator asks for them.
     estimator : makes impacts of scores.
@@ -53,7 +56,8 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: Prepared = field(init=False)
     probabilities: FloatArray = field(init=False)
-    embedding: FloatArray = field(init=False)
+    embedding: FloatArray | None = None
+    made: FloatArray | None = None
     tokens: FloatArray | None = None
     targets: tuple[int, ...] = field(init=False)
     masks: FloatArray = field(init=False)
@@ -68,6 +72,6 @@ class Work:
 
     def let_go(self) -> None:
         """Forget the picture and all that was made of it: who still holds this, holds no memory."""
-        for name in ("request", "prepared", "probabilities", "embedding", "masks", "scoring"):
+        for name in ("request", "prepared", "probabilities", "masks", "scoring"):
             self.__dict__.pop(name, None)
-        self.tokens = self.teams = None
+        self.embedding = self.made = self.tokens = self.teams = None

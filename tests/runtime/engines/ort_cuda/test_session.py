@@ -18,7 +18,10 @@ from tests.kernels.gpu import fake_cuda
 from tests.tiny_bundle import CLASSES, SIZE, add_encoder, random_picture, write_tiny_bundle
 from vitcx.kernels.errors import DeviceError
 from vitcx.kernels.gpu import device as gpu
+from vitcx.kernels.gpu import mask_space
+from vitcx.kernels.gpu.launcher import KernelLauncher
 from vitcx.kernels.host.blend import MASKED, NOISY, Perturbation
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.engines.cpu.onnxruntime_session import OnnxRuntimeSession
 from vitcx.runtime.engines.ort_cuda import session as onnxruntime_cuda_session
 from vitcx.runtime.engines.ort_cuda.bound_bundle import BoundBundle
@@ -113,6 +116,45 @@ def test_whole_explanations_are_the_cpu_sessions(session, reference, bundle):
     others = [random_picture(seed) for seed in range(4)]
     for ours, theirs in zip(*(e.explain_many(others) for e in explainers), strict=True):
         np.testing.assert_allclose(ours.saliency, theirs.saliency, rtol=0, atol=PARITY)
+
+
+@pytest.fixture
+def with_cublas(core, monkeypatch):
+    monkeypatch.setattr(mask_space, "Cublas", fake_cuda.Cublas)
+
+
+def test_masks_are_made_where_the_embedding_lies(with_cublas, core, bundle, reference):
+    others = [random_picture(seed) for seed in range(10)]  # more than are encoded at once
+    with OnnxRuntimeCudaSession(bundle, batch_size=12, target=HOST) as session:
+        assert session.makes_masks
+        explainers = [Explainer(bundle, engine) for engine in (session, reference)]
+        for settings in ({"distance_threshold": 0.3}, {"method": "score-cam"}, {"method": "rise"}):
+            settings = {"mask_count": 9, **settings} if "rise" in settings.values() else settings
+            found = (explainer.explain_many(others, **settings) for explainer in explainers)
+            for ours, theirs in zip(*found, strict=True):
+                for name in ("masks", "impacts", "saliency"):
+                    np.testing.assert_allclose(
+                        getattr(ours, name), getattr(theirs, name), rtol=0, atol=PARITY
+                    )
+        assert "vitcx_complete_linkage" in {name for name, *_ in core.launches}
+
+
+def test_an_embedding_that_is_no_number_fails_alone(with_cublas, core, bundle):
+    with OnnxRuntimeCudaSession(bundle, batch_size=6, target=HOST) as session:
+        explainer = Explainer(bundle, session)
+        bad = pictures(1)[0]
+        bad[0, 0, 0] = np.nan
+        given = np.stack([pictures(1)[0], bad])
+        order = MaskOrder(0.1)
+        good, refused = session.encode_masks(given, [order, order]).masks
+        assert refused is None
+        assert len(good) == len(explainer.explain(given[0]).masks)
+
+
+def test_without_cublas_the_host_makes_the_masks(core, session, reference, bundle):
+    assert not session.makes_masks
+    with pytest.raises(EngineError, match="makes no masks"):
+        session.encode_masks(pictures(1), [None])
 
 
 def test_a_graph_for_the_encoder_is_taken_for_it_alone(core, bundle, tmp_path):
@@ -262,7 +304,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller_with_the_same_result(
         np.testing.assert_allclose(
             session.predict(images), reference.predict(images), rtol=0, atol=PARITY
         )
-    (record,) = caplog.records
+    (record,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "30" in record.message
     assert "7" in record.message
     assert fake_cuda.Buffer.live == 0
@@ -402,11 +444,12 @@ def test_a_provider_that_was_not_taken_is_an_error(core, bundle, monkeypatch):
         ort.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"]
     )
     target = replace(HOST, provider="CUDAExecutionProvider")
+    device = gpu.Gpu()
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(EngineError, match="doctor"),
     ):
-        BoundBundle(ort, bundle, target, gpu.Gpu(), 6, record=False)
+        BoundBundle(ort, bundle, target, device, KernelLauncher(device), 6, record=False)
     assert fake_cuda.Buffer.live == 0
 
 

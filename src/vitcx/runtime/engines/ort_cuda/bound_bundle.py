@@ -7,6 +7,7 @@ row visits the host. For one thread: the one that made it.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
 from vitcx.kernels.gpu.device import Gpu
+from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.engines.batch_sizes import batch_sizes
+from vitcx.runtime.engines.device_masks import joined, open_mask_space
 from vitcx.runtime.engines.ort_cuda.bound_graph import BatchPasses, Shapes
 from vitcx.runtime.engines.ort_cuda.bound_teams import BoundTeams
 from vitcx.runtime.engines.ort_cuda.target import Opener, Target
 from vitcx.runtime.engines.ort_cuda.transfers import Transfers
+from vitcx.runtime.engines.session import EncodedMasks
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.graph_interface import interfaces_of, token_shape_of
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
@@ -43,6 +48,7 @@ class BoundBundle(Closing):
     ort : the module onnxruntime.
     target : where to run.
     gpu : the device, current for this thread.
+    launcher : of our kernels on it.
     batch_size : rows of a full batch.
     record : whether passes of `batch_sizes` become CUDA graphs; without, a pass has as many rows as
         its batch.
@@ -62,6 +68,7 @@ class BoundBundle(Closing):
         bundle: Bundle,
         target: Target,
         gpu: Gpu,
+        launcher: KernelLauncher,
         batch_size: int,
         *,
         record: bool,
@@ -116,6 +123,11 @@ class BoundBundle(Closing):
                 self._encoded[TOKENS] = zeros(self._encode_images, *given)
             self._encoder = opener.bind(encoder, {INPUT: self.images, **self._encoded})
             self._run_encoder(self._encode_images, tuple(self._encoded))
+            self._masks = open_mask_space(
+                gpu, launcher, self.stream, self._encoded[EMBEDDING], manifest.input_size
+            )
+            if self._masks is not None:
+                owned.enter_context(self._masks)
             self.stream.synchronise()
             self._owned = owned.pop_all()
 
@@ -146,6 +158,29 @@ class BoundBundle(Closing):
             self._run_encoder(len(part), outputs)
             parts.append([self.transfers.download(self._encoded[o], len(part)) for o in outputs])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    @property
+    def makes_masks(self) -> bool:
+        """Whether `encode_masks` can be called."""
+        return self._masks is not None
+
+    def encode_masks(
+        self, images: FloatArray, orders: Sequence[MaskOrder | None], *, tokens: bool
+    ) -> EncodedMasks:
+        """As `Session.encode_masks`."""
+        assert self._masks is not None
+        # The masks are made of all of the embedding, also where nobody downloads it.
+        outputs = (PROBABILITIES, EMBEDDING, *((TOKENS,) if tokens else ()))
+        parts = []
+        for start in range(0, len(images), self._encode_images):
+            part = images[start : start + self._encode_images]
+            self.transfers.upload((part, self.images))
+            self._run_encoder(len(part), outputs)
+            self._masks.queue(orders[start : start + len(part)])
+            probabilities = self.probabilities(len(part))
+            given = self.transfers.download(self._encoded[TOKENS], len(part)) if tokens else None
+            parts.append(EncodedMasks(probabilities, self._masks.collect(), given))
+        return joined(parts)
 
     def close(self) -> None:
         """Free everything on the device, after the stream has passed what is queued."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,13 +24,14 @@ from vitcx.kernels.errors import DeviceError, first_line
 from vitcx.kernels.gpu.blending import Blender
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
 from vitcx.runtime.engines.ort_cuda.bound_bundle import BoundBundle
 from vitcx.runtime.engines.ort_cuda.cuda_libraries import preload_cuda_libraries
 from vitcx.runtime.engines.ort_cuda.target import CUDA, Target, can_record
-from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, Session, TeamBatch
 from vitcx.runtime.errors import EngineError, VitcxError
 from vitcx.runtime.manifest import EMBEDDING, PROBABILITIES, TOKENS
 from vitcx.runtime.onnx_runtime import import_onnxruntime
@@ -94,6 +95,7 @@ class OnnxRuntimeCudaSession(Session):
         self.batch_size = self._device.batch_size
         self.device = self._device.name
         self.scores_teams = self._device.graphs.teams is not None
+        self.makes_masks = self._device.graphs.makes_masks
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
@@ -107,6 +109,15 @@ class OnnxRuntimeCudaSession(Session):
 
     def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         return self._wait("encoding", lambda: self._device.graphs.encode(images, *outputs))
+
+    def _encode_masks(
+        self, images: FloatArray, orders: Sequence[MaskOrder | None], tokens: bool
+    ) -> EncodedMasks:
+        if not self.makes_masks:
+            return super()._encode_masks(images, orders, tokens)
+        return self._wait(
+            "encoding", lambda: self._device.graphs.encode_masks(images, orders, tokens=tokens)
+        )
 
     def _predict(self, images: FloatArray) -> FloatArray:
         return self._wait("predicting", lambda: self._device.graphs.predict(images))
@@ -142,11 +153,13 @@ def _in_turn(work: Callable[[], T]) -> T:
 class _Device(Closing):
     """What the session owns on the GPU; for its thread alone."""
 
-    def __init__(self, gpu: Gpu, graphs: BoundBundle, batch_size: int) -> None:
+    def __init__(
+        self, gpu: Gpu, launcher: KernelLauncher, graphs: BoundBundle, batch_size: int
+    ) -> None:
         self.name = f"{gpu.name} ({gpu.arch})"
         self.graphs = graphs
         self.batch_size = batch_size
-        self._blender = Blender(gpu, KernelLauncher(gpu), graphs.stream)
+        self._blender = Blender(gpu, launcher, graphs.stream)
         self._blender.reserve(graphs.images.shape)
 
     def score(self, batch: PixelBatch) -> Scores:
@@ -194,8 +207,10 @@ def _open_device(
     except DeviceError as error:
         raise EngineError(f"the engine 'cuda' cannot run here: {error}") from error
 
+    launcher = KernelLauncher(gpu)
+
     def graphs(size: int, record: bool) -> BoundBundle:
-        return BoundBundle(ort, bundle, target, gpu, size, record=record, threads=threads)
+        return BoundBundle(ort, bundle, target, gpu, launcher, size, record=record, threads=threads)
 
     def record(size: int) -> BoundBundle | None:
         try:
@@ -215,7 +230,7 @@ def _open_device(
             opened = graphs(size, record=False)
         with contextlib.ExitStack() as owned:
             owned.enter_context(opened)
-            device = _Device(gpu, opened, size)
+            device = _Device(gpu, launcher, opened, size)
             owned.pop_all()
         return device
 

@@ -24,7 +24,7 @@ from vitcx.runtime.engines.session import PixelBatch, Scores
 from vitcx.runtime.engines.tensorrt.context import Context, scratch_bytes
 from vitcx.runtime.engines.tensorrt.interface import interface_of_engine
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, runtime_cache_path
-from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, SHORT, Range
+from vitcx.runtime.engines.tensorrt.profiles import SCORE, SHORT, Range
 from vitcx.runtime.engines.tensorrt.recorded_passes import RecordedPasses
 from vitcx.runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from vitcx.runtime.graph_interface import token_shape_of
@@ -185,38 +185,6 @@ class BoundContexts(Closing):
                 self._stream.synchronise()
         finally:
             self._owned.close()
-
-
-class EncodeContext(BoundContexts):
-    """Encodes 1 to `shapes.encode_images` images."""
-
-    _profiles = (ENCODE,)
-
-    def _open(self, own: Any) -> None:
-        self._context = own(self._new_context(ENCODE))
-        images = self._inputs[INPUT]
-        self._context.set_shapes({INPUT: images.shape})
-        # The first pass loads kernels, and shows whether the memory is enough.
-        self._context.enqueue(self._stream)
-        self._stream.synchronise()
-        self._context.keep_runtime_cache()
-        self._pinned_images = own(PinnedBuffer(images.nbytes))
-        self._pinned_outputs = {
-            name: own(PinnedBuffer(array.nbytes)) for name, array in self._outputs.items()
-        }
-
-    def encode(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
-        """(N,3,H,W) float32, for an N that fits, to these outputs, each (N, ...) float32."""
-        self._upload(INPUT, images, self._pinned_images)
-        self._context.set_shapes({INPUT: images.shape})
-        self._context.enqueue(self._stream)
-        parts = {name: self._first_rows(name, len(images)) for name in outputs}
-        for name, part in parts.items():
-            self._pinned_outputs[name].copy_from(part, self._stream)
-        self._stream.synchronise()
-        return [
-            self._pinned_outputs[name].read(part.shape, np.float32) for name, part in parts.items()
-        ]
 
 
 class ScoreContext(BoundContexts):

@@ -9,7 +9,7 @@ docs/gpu-notes.md.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.kernels.gpu.launcher import KernelLauncher
+from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
+from vitcx.runtime.engines.device_masks import joined
 from vitcx.runtime.engines.device_memory import open_fitting
-from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
-from vitcx.runtime.engines.tensorrt.bound_contexts import (
-    EncodeContext,
-    OpenedPlan,
-    ScoreContext,
-)
+from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.engines.tensorrt.bound_contexts import OpenedPlan, ScoreContext
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
 from vitcx.runtime.engines.tensorrt.context_pool import ContextPool
+from vitcx.runtime.engines.tensorrt.encode_context import EncodeContext
 from vitcx.runtime.engines.tensorrt.library import find_library
 from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, TEAMS, Shapes
@@ -101,6 +100,8 @@ class TensorRTSession(Session):
             self._opened = open_fitting(attempt, asked, is_out_of_memory)
         self.batch_size = self._opened.shapes.batch_size
         self.scores_teams = self._opened.teams is not None
+        with self._gpu.current(), self._opened.encoders.take() as encoder:
+            self.makes_masks = encoder.makes_masks
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
@@ -120,6 +121,22 @@ class TensorRTSession(Session):
                 for start in range(0, len(images), most)
             ]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _encode_masks(
+        self, images: FloatArray, orders: Sequence[MaskOrder | None], tokens: bool
+    ) -> EncodedMasks:
+        if not self.makes_masks:
+            return super()._encode_masks(images, orders, tokens)
+        most = self._opened.shapes.encode_images
+        with self._working("encoding"), self._opened.encoders.take() as context:
+            return joined(
+                [
+                    context.encode_masks(
+                        images[start : start + most], orders[start : start + most], tokens=tokens
+                    )
+                    for start in range(0, len(images), most)
+                ]
+            )
 
     def _score(self, batch: PixelBatch) -> Scores:
         with self._working("scoring"), self._opened.scorers.take() as context:
@@ -167,7 +184,7 @@ class _Opened(Closing):
         with contextlib.ExitStack() as owned:
             own = owned.enter_context
             self.scorers = own(ContextPool(lambda: ScoreContext(scorer, launcher)))
-            self.encoders = own(ContextPool(lambda: EncodeContext(encoder)))
+            self.encoders = own(ContextPool(lambda: EncodeContext(encoder, launcher)))
             if TEAMS in parts:
                 teams = _open(parts[TEAMS], gpu)
                 if teams.token_shape != encoder.token_shape:
