@@ -16,14 +16,17 @@ from PIL import Image
 from tests.tiny_bundle import random_picture, write_tiny_bundle
 from vitcx.cli import main
 from vitcx.dataset import job as jobs
-from vitcx.dataset.folder_lock import LOCK_NAME, FolderLock
+from vitcx.dataset.description import MOST_DESCRIPTION_BYTES
+from vitcx.dataset.job import LOCK_NAME
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.folder_lock import FolderLock
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pq = pytest.importorskip("pyarrow.parquet")
 
 PICTURES = 6
+TAKEN = "another job is at work"
 pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 
 
@@ -48,7 +51,7 @@ def test_a_second_job_in_a_folder_is_refused_at_once(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with FolderLock(out):
+    with FolderLock(out, LOCK_NAME, TAKEN):
         assert main(words(given, out)) == 2
         said = capsys.readouterr().err
         assert "another job is at work in" in said
@@ -62,8 +65,8 @@ def test_a_second_job_in_a_folder_is_refused_at_once(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vitcx.dataset.folder_lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
+from vitcx.runtime.folder_lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "_job.lock", "taken")
 print("held", flush=True)
 time.sleep(60)
 """
@@ -81,11 +84,11 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
             with pytest.raises(InputError, match="another job is at work"):
-                FolderLock(tmp_path)
+                FolderLock(tmp_path, LOCK_NAME, TAKEN)
         finally:
             process.kill()
     assert (tmp_path / LOCK_NAME).exists()
-    with FolderLock(tmp_path) as lock:
+    with FolderLock(tmp_path, LOCK_NAME, TAKEN) as lock:
         lock.close()
         lock.close()
     assert not list(tmp_path.iterdir())
@@ -93,7 +96,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
 
 def test_a_lock_that_was_removed_is_no_second_lock(tmp_path: Path) -> None:
     """Who opened the file before its holder removed it must not lock what has no name."""
-    first = FolderLock(tmp_path)
+    first = FolderLock(tmp_path, LOCK_NAME, TAKEN)
     real, taken = os.open, []
 
     def opened_before_the_end(path: object, *given: object) -> int:
@@ -105,10 +108,10 @@ def test_a_lock_that_was_removed_is_no_second_lock(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opened_before_the_end)
-        second = FolderLock(tmp_path)
+        second = FolderLock(tmp_path, LOCK_NAME, TAKEN)
     assert taken
     with pytest.raises(InputError, match="another job is at work"):
-        FolderLock(tmp_path)
+        FolderLock(tmp_path, LOCK_NAME, TAKEN)
     second.close()
 
 
@@ -183,7 +186,8 @@ def test_a_description_that_is_no_file_is_not_waited_for(
         ("pipe", os.mkfifo),
         ("folder", os.mkdir),
         ("deep", lambda path: path.write_text("[" * 100_000)),
-        ("long", lambda path: path.write_bytes(b" " * (jobs.MOST_DESCRIPTION_BYTES + 1))),
+        ("twice", lambda path: path.write_text('{"schema": 1, "schema": 1}')),
+        ("long", lambda path: path.write_bytes(b" " * (MOST_DESCRIPTION_BYTES + 1))),
     ):
         out = tmp_path / name
         out.mkdir()

@@ -138,8 +138,9 @@ def test_damage_is_found(folder):
         ('{"schema_version": 1, "' + "\\u001b]0;x" * 1000 + '": 1}', r"unknown entries: \\x1b"),
         ("", "not JSON"),
         ("NaN", "JSON float"),
+        ('{"schema_version": 1, "layer": "a", "layer": "b"}', "has the key 'layer' twice"),
     ],
-    ids=["deep", "5000 digits", "4000 digits", "escapes", "empty", "NaN"],
+    ids=["deep", "5000 digits", "4000 digits", "escapes", "empty", "NaN", "twice"],
 )
 def test_a_manifest_made_to_do_harm_is_one_short_line(folder, text, words):
     (folder / "manifest.json").write_text(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vitcx
+from vitcx.runtime import result_files
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.result_files import ResultFolder, save_result
 
@@ -178,3 +181,26 @@ def test_an_explanation_knows_the_path_of_its_picture(tmp_path, picture):
     ]
     assert [one["image"] for one in found] == [str(picture), None]
     assert ["image_sha256" in one for one in found] == [True, False]
+
+
+def test_writers_in_one_folder_at_the_same_time_lose_and_mix_nothing(tmp_path, monkeypatch):
+    """Two runs took the same free name, and each wrote a part of its files."""
+    look = result_files._is_taken
+
+    def look_slowly(*given):
+        found = look(*given)
+        time.sleep(0.05)  # so that others look before this one writes
+        return found
+
+    monkeypatch.setattr(result_files, "_is_taken", look_slowly)
+    colours = range(4)
+    with ThreadPoolExecutor(len(colours)) as pool:
+        saved = list(pool.map(lambda c: save(tmp_path, "a", Result(colour=c)), colours))
+    names = {name for one in saved for name in one.summary["files"].values()}
+    assert names == set(content(tmp_path))
+    assert len(names) == 3 * len(colours)
+    for colour, one in zip(colours, saved, strict=True):
+        assert json.loads(one.files["summary"].read_text()) == one.summary
+        assert Image.open(one.files["overlay"]).getpixel((0, 0)) == (colour, 0, 99)
+        with np.load(one.files["arrays"]) as arrays:
+            assert arrays["saliency"][0, 0, 0] == colour

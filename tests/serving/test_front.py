@@ -85,6 +85,28 @@ def test_what_pages_of_other_origins_send_is_refused(headers: dict[str, str], st
     assert ask(guarded(), method="GET", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["Host", "Authorization", "Content-Type", "Content-Length"])
+def test_a_header_that_two_programs_may_read_differently_is_refused(name: str) -> None:
+    answer = ask(guarded(), headers=[("Host", "localhost"), (name, "1"), (name, "2")])
+    assert answer.status_code == 400
+    assert answer.json()["error"] == f"the request has the header {name.lower()} more than once"
+    many = [
+        ("Host", "localhost"),
+        ("Cookie", "a"),
+        ("Cookie", "b"),
+        ("Accept", "a"),
+        ("Accept", "b"),
+    ]
+    assert ask(guarded(), headers=many).status_code == 200
+
+
+def test_a_compressed_body_is_refused_and_not_taken_for_a_picture() -> None:
+    assert ask(guarded(), headers={"Content-Encoding": "identity"}).status_code == 200
+    answer = ask(guarded(), headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 415
+    assert "send it as it is" in answer.json()["error"]
+
+
 def test_each_request_has_an_identity() -> None:
     answers = [ask(guarded()) for _ in range(2)]
     names = {answer.headers["X-Request-ID"] for answer in answers}

@@ -64,6 +64,19 @@ def test_every_form_of_an_instance_is_explained_as_the_library_does(
             np.testing.assert_allclose(heat[i], 255 * expected.heatmap(i), atol=1)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('{"instances":[{"b64":"x"}],"instances":[{"b64":"y"}]}', "the body has the key 'inst"),
+        ('{"instances":[{"b64":"x","b64":"y"}]}', "instance 0 has the key 'b64' twice"),
+        ('{"instances":[{"image":{"b64":"x","b64":"y"}}]}', "instance 0 has the key 'b64' twice"),
+    ],
+)
+def test_a_key_stands_once(explainer: vitcx.Explainer, body: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        kserve.decode(body.encode(), explainer, Limits())
+
+
 def test_include_replaces_the_heatmap(client: Any) -> None:
     body = {"instances": [{"image": TEXT}], "include": ["saliency"]}
     (made,) = client.post("v1/models/tiny:explain", json=body).json()["explanations"]

@@ -135,6 +135,9 @@ def asked(explainer: Any, body: bytes) -> Any:
         ('"\\ud800":1', "not JSON"),
         ('"targets":"\udcff"', "not JSON"),
         ('"more":1', "unknown field `more`"),
+        ('"masks":1,"masks":1', "the body has the key 'masks' twice: give it once"),
+        ('"masks":1,"m\\u0061sks":2', "the body has the key 'masks' twice"),
+        ('"settings":{"seed":1,"seed":2}', "'settings' has the key 'seed' twice"),
     ],
 )
 def test_json_that_cannot_be_used_is_told(explainer: Any, rest: str, says: str) -> None:
@@ -230,6 +233,23 @@ def test_more_tensors_than_two_end_the_parsing() -> None:
     tensor = b'{"name":"a","datatype":"FP32","shape":[1],"data":[1]}'
     with pytest.raises(InputError, match="does not fit"):
         open_inference.decode(b'{"inputs":[' + b",".join([tensor] * 100_000) + b"]}", None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('{"inputs"', '{"inputs":[],"inputs"', "the request has the key 'inputs' twice"),
+        ('"shape"', '"shape":[1],"shape"', "an input has the key 'shape' twice"),
+        ('"id"', '"parameters":{"seed":1,"seed":2},"id"', "the request has the key 'seed' twice"),
+        ('"id"', "".join(f'"x{i}":0,' for i in range(70)) + '"id"', "more than 64 keys"),
+    ],
+)
+def test_a_key_stands_once_in_a_request_for_tensors(old: str, new: str, says: str) -> None:
+    inputs = [{"name": "images", "datatype": "FP32", "shape": [1, 3, 1, 1], "data": [0, 0, 0]}]
+    body = json.dumps({"inputs": inputs, "id": "a"})
+    assert open_inference.decode(body.encode(), None).id == "a"
+    with pytest.raises(InputError, match=says):
+        open_inference.decode(body.replace(old, new).encode(), None)
 
 
 def test_an_output_is_given_once() -> None:

@@ -48,7 +48,7 @@ class _Explainer:
 @pytest.fixture(autouse=True)
 def _no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     def make_request(
-        explainer: Any, picture: Any, targets: Any, settings: Any, *, preset: Any
+        explainer: Any, picture: Any, targets: Any, settings: Any, limits: Any, *, preset: Any
     ) -> Any:
         return explainer.request(picture, targets, **settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -178,3 +179,15 @@ def test_a_name_that_the_operator_allows_is_answered(bundle: str) -> None:
     with serving(bundle, "--allowed-host", "maps.example") as (_, client):
         for host, status in (("maps.example", 200), ("evil.example", 421)):
             assert client.get("v1/classes", headers={"Host": host}).status_code == status
+
+
+def test_a_log_that_nobody_reads_does_not_keep_the_server_from_ending(bundle: str) -> None:
+    with serving(bundle, "--log-format", "json") as (process, client):
+        fcntl = pytest.importorskip("fcntl")
+        said = process.stdout  # the log comes there too, and is not read from here on
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            fcntl.fcntl(said.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        for _ in range(400):
+            assert client.get("healthz").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0

@@ -16,7 +16,7 @@ from PIL import Image
 from vitcx.commands.options import SectionedCommand, bundle_option, engine_options
 from vitcx.runtime.errors import MissingExtraError
 from vitcx.runtime.explainer import Explainer, load
-from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS, decode_apart
+from vitcx.runtime.pictures.decoders import DECODE_SECONDS, decode_apart
 from vitcx.runtime.presets import DEFAULT_PRESET, PRESET_NAMES
 
 LOG_FORMATS = ("text", "json")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcx.dataset.folder_lock import FolderLock
+from vitcx.dataset.description import read_description
 from vitcx.dataset.shards import DIGESTS_NAME, errors_in, is_whole, rows_of, write_shard
 from vitcx.dataset.written import OutputLostError, WrittenFiles
 from vitcx.kernels.closing import Closing
@@ -26,16 +26,15 @@ from vitcx.runtime.digests import replacing
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.folder_lock import FolderLock
 from vitcx.runtime.pictures.overlay import drawing
-from vitcx.runtime.plain_files import read_plain
 from vitcx.sources.items import Item, digest_of
 
 log = logging.getLogger("vitcx")
 
-JOB_NAME, OVERLAYS_NAME = "_job.json", "_overlays"
+JOB_NAME, LOCK_NAME, OVERLAYS_NAME = "_job.json", "_job.lock", "_overlays"
 JOB_SCHEMA = 1
 MOST_STEM_BYTES = 180
-MOST_DESCRIPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,8 @@ class Job(Closing):
         if self._out.exists() and not self._out.is_dir():
             raise InputError(f"'{self._out}' is a file: give a folder")
         self._out.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self._out)
+        taken = f"another job is at work in '{self._out}': wait for its end, or give another --out"
+        self._lock = FolderLock(self._out, LOCK_NAME, taken)
         try:
             self._claim(description, resume)
         except BaseException:
@@ -237,7 +237,7 @@ class Job(Closing):
     def _claim(self, description: dict[str, Any], resume: bool) -> None:
         path = self._out / JOB_NAME
         if os.path.lexists(path):
-            found = _read_description(path)
+            found = read_description(path)
             if not resume:
                 raise InputError(
                     f"'{self._out}' holds a job already: go on with --resume, or give another --out"
@@ -291,14 +291,3 @@ def _shown(stem: str) -> str:
     printable = "".join(c if c.isprintable() else "_" for c in stem)
     # Most file systems take 255 bytes; the index, the target and a temporary name need some.
     return printable.encode()[:MOST_STEM_BYTES].decode(errors="ignore")
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_plain(path, MOST_DESCRIPTION_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        what = error if isinstance(error, InputError) else f"'{path}' cannot be read ({error})"
-        raise InputError(f"{what}: give another --out") from None
-    if not isinstance(found, dict):
-        raise InputError(f"'{path}' is not the description of a job: give another --out")
-    return found

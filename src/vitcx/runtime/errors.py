@@ -23,6 +23,10 @@ class EngineError(VitcxError, RuntimeError):
     """An engine that was asked for by name and cannot run here."""
 
 
+class BusyError(EngineError):
+    """Work that was put off because others wait: it may be asked for again."""
+
+
 class NoAnswerError(EngineError):
     """An engine that works and has no finite number for a picture, or for its masked versions."""
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitcx.runtime.errors import BundleError
+from vitcx.runtime.errors import BundleError, InputError
+from vitcx.runtime.json_objects import read_json
 from vitcx.runtime.manifest_values import shown, shown_names, typed
 
 SCHEMA_VERSION = 1
@@ -167,7 +168,9 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """Read a manifest; `BundleError` names what is missing, unknown or of the wrong type."""
         try:
-            values = json.loads(text)
+            values = read_json(text)
+        except InputError as error:
+            raise BundleError(f"the manifest {error}") from None
         except RecursionError:
             raise BundleError("the manifest is not JSON that fits: too many brackets") from None
         except ValueError as error:  # of JSON's grammar, or a number of thousands of digits

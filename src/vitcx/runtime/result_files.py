@@ -5,7 +5,8 @@ A result is ``STEM.png`` (overlay of the first target), ``STEM.CLASS_INDEX.png``
 picture the result is of (``image``, and a digest) and lists its files.
 
 A result replaces an earlier one of the same picture and nothing else: a file that the JSON beside
-it does not list, or lists as another picture's, is not touched.
+it does not list, or lists as another picture's, is not touched. Programs that write to one folder
+at the same time take turns, so that none takes a name that another is about to write.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from PIL import Image
 
 from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.folder_lock import FolderLock
 from vitcx.runtime.pictures.overlay import drawing
 
 # Bytes of a file name that a stem leaves free: for "_2", ".figure.png" and a temporary name.
 _NAME_ROOM = 48
+_LOCK_NAME = "_results.lock"
 _MOST_NAMES = 100_000  # tries before giving up
 _STRIP_ROWS = 256  # of a picture that is digested, so that it is not copied as a whole
 # Of a summary: one that is larger was not written here.
@@ -90,13 +93,14 @@ class ResultFolder:
         figure : whether to draw ``STEM.figure.png``.
         """
         identity = _identity(result, image)
-        for candidate in _stems(_short(stem)):
-            names = _names(result, candidate, figure)
-            if not _is_taken(self.path, names, identity, self._is_kept):
-                break
-        else:
-            raise InputError(f"'{self.path}' has too many results called '{stem}'")
-        saved = _write(result, self.path, names, image, identity)
+        with _turn_in(self.path):
+            for candidate in _stems(_short(stem)):
+                names = _names(result, candidate, figure)
+                if not _is_taken(self.path, names, identity, self._is_kept):
+                    break
+            else:
+                raise InputError(f"'{self.path}' has too many results called '{stem}'")
+            saved = _write(result, self.path, names, image, identity)
         self._written.update(saved.files.values())
         return saved
 
@@ -121,11 +125,19 @@ def save_result(
     """
     folder, identity = Path(folder), _identity(result, image)
     names = _names(result, _short(stem), figure)
-    if taken := _is_taken(folder, names, identity, lambda path: False):
-        raise InputError(
-            f"'{taken}' is there already and is not of this picture: choose another name or folder"
-        )
-    return _write(result, folder, names, image, identity)
+    with _turn_in(folder):
+        if taken := _is_taken(folder, names, identity, lambda path: False):
+            raise InputError(
+                f"'{taken}' is there already and is not of this picture: choose another name or "
+                "folder"
+            )
+        return _write(result, folder, names, image, identity)
+
+
+def _turn_in(folder: Path) -> FolderLock:
+    """Held from the choice of a name until the files of that name are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FolderLock(folder, _LOCK_NAME, None)
 
 
 def _names(result: Result, stem: str, figure: bool) -> dict[str, str]:

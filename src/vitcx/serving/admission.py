@@ -9,18 +9,23 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from vitcx.runtime.engines.session import Scores
-from vitcx.runtime.errors import EngineError, NoAnswerError
+from vitcx.runtime.errors import BusyError, EngineError, NoAnswerError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
+from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.pipeline.pipeline import Pipeline
 from vitcx.runtime.pipeline.ticket import Ticket
 from vitcx.runtime.settings import Request
 from vitcx.serving.bodies import Bodies
-from vitcx.serving.figures import Figures
+from vitcx.serving.figures import Figures, timed
 from vitcx.serving.limits import Limits, Refused
+from vitcx.serving.pictures import Pictures, Stay
+
+_T = TypeVar("_T")
 
 
 class Admission:
@@ -47,6 +52,7 @@ class Admission:
         self._pace = 1.0  # seconds from one answer to the next, smoothed
         self._last_answer = 0.0
         self.pipeline: Pipeline = explainer.open_pipeline(in_order=False, on_batch=self._note_batch)
+        self._pictures = Pictures(limits.queue, self.pipeline.limit)
         watch = self.figures.watch
         watch("vitcx_queue_depth", "Requests accepted and not answered.", lambda: self._inside)
         watch(
@@ -60,6 +66,11 @@ class Admission:
             lambda: self.bodies.held_bytes,
         )
         watch(
+            "vitcx_large_pictures",
+            "Requests whose decoded pictures of more than 4 megapixels are in memory.",
+            lambda: self._pictures.large,
+        )
+        watch(
             "vitcx_engine_call_seconds",
             "How long the longest of the engine's running calls has taken.",
             lambda: self.pipeline.engine_seconds,
@@ -69,6 +80,7 @@ class Admission:
     def close(self) -> None:
         """Stop the threads; what is not answered is dropped."""
         self.closing = True
+        self._pictures.close()
         self.pipeline.close()
 
     @property
@@ -85,7 +97,7 @@ class Admission:
         return None
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> Iterator[Stay]:
         """A place in the bounded queue, for a request whose body is there.
 
         Raises
@@ -103,13 +115,15 @@ class Admission:
             )
         self._inside += 1
         try:
-            yield
+            with self._pictures.stay() as stay:
+                yield stay
         finally:
             self._inside -= 1
 
     async def explain(
         self,
         requests: list[Request],
+        stay: Stay,
         deadline: float,
         disconnected: Callable[[], Awaitable[None]],
     ) -> list[Explanation]:
@@ -117,6 +131,7 @@ class Admission:
 
         Parameters
         ----------
+        stay : of its `place`.
         deadline : on the monotonic clock.
         disconnected : returns when the client has gone.
 
@@ -124,49 +139,85 @@ class Admission:
         ------
         Refused
             422 if the model has no answer for a picture, 499 (nobody hears it), 503 if the engine
-            failed, 504 at the deadline.
+            failed or a picture made room for others, 504 at the deadline.
         VitcxError
             What a picture's own explanation raises.
         """
-        start = time.monotonic()
-        tickets = [self.pipeline.submit(request) for request in requests]
-        answers = _all_done(tickets)
         gone = asyncio.ensure_future(disconnected())
+        tickets: list[Ticket] = []
         try:
-            waited: set[asyncio.Future[Any]] = {answers, gone}
-            await asyncio.wait(
-                waited,
-                timeout=max(0.0, deadline - start),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if not answers.done():
-                if gone.done():
-                    self.figures.note_reject("client_gone")
-                    raise Refused(499, "the client has gone")
-                self.figures.note_reject("deadline")
-                raise Refused(504, f"not done within {self.limits.deadline:g} s")
+            with timed(self.figures, "decode"):
+                requests = [
+                    await self._decoded(request, stay, gone, deadline) for request in requests
+                ]
+            start = time.monotonic()
+            # Not all of a request's pictures at once: those of others have their turns between.
+            share = max(2, self.pipeline.limit // 4)
+            for i, request in enumerate(requests):
+                if i >= share:
+                    await self._until(_done(tickets[i - share]), gone, deadline)
+                tickets.append(self.pipeline.submit(request))
+            del requests, request  # the pictures are the pipeline's
+            for ticket in tickets:
+                await self._until(_done(ticket), gone, deadline)
         finally:
             gone.cancel()
             for ticket in tickets:
                 ticket.cancel()
-        results: list[Explanation] = []
-        for ticket in tickets:
-            error = ticket.exception()
-            if error is None:
-                results.append(ticket.result())
-            elif ticket.engine_failed:
-                self.figures.note_reject("engine")
-                raise Refused(503, "the engine failed: try again later, or tell the operator")
-            elif isinstance(error, NoAnswerError):
-                self.figures.note_reject("no_answer")
-                raise Refused(422, str(error))
-            elif isinstance(error, EngineError):  # no process to decode the picture, for one
-                self.figures.note_reject("engine")
-                raise Refused(503, f"{error}: try again later, or tell the operator")
-            else:
-                raise error
+        results = [self._result(ticket) for ticket in tickets]
         self._note_answer(start, results)
         return results
+
+    async def _decoded(
+        self, request: Request, stay: Stay, gone: asyncio.Future[None], deadline: float
+    ) -> Request:
+        """The request with its picture decoded, where it is a file."""
+        if not isinstance(request.image, EncodedPicture):
+            return request
+        try:
+            picture = self._pictures.decode(request.image, stay)
+            return replace(request, image=await self._until(picture, gone, deadline))
+        except BusyError as error:
+            self.figures.note_reject("slow_picture")
+            raise Refused(503, f"{error}: try again later", {"Retry-After": "1"}) from None
+        except EngineError as error:  # no process to decode it
+            self.figures.note_reject("engine")
+            raise Refused(503, f"{error}: try again later, or tell the operator") from None
+
+    async def _until(
+        self, work: asyncio.Future[_T], gone: asyncio.Future[None], deadline: float
+    ) -> _T:
+        """What comes of some work, unless the client goes or the time is over before."""
+        waited: set[asyncio.Future[Any]] = {work, gone}
+        try:
+            await asyncio.wait(
+                waited,
+                timeout=max(0.0, deadline - time.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if work.done():
+                return work.result()
+            work.cancel()
+            if gone.done():
+                self.figures.note_reject("client_gone")
+                raise Refused(499, "the client has gone")
+            self.figures.note_reject("deadline")
+            raise Refused(504, f"not done within {self.limits.deadline:g} s")
+        finally:
+            del work, waited  # an error would refer to this frame, and this frame to the error
+
+    def _result(self, ticket: Ticket) -> Explanation:
+        """What a ticket that is done has come to."""
+        error = ticket.exception()
+        if error is None:
+            return ticket.result()
+        if ticket.engine_failed:
+            self.figures.note_reject("engine")
+            raise Refused(503, "the engine failed: try again later, or tell the operator")
+        if isinstance(error, NoAnswerError):
+            self.figures.note_reject("no_answer")
+            raise Refused(422, str(error))
+        raise error
 
     def _note_answer(self, start: float, results: list[Explanation]) -> None:
         now = time.monotonic()
@@ -181,25 +232,21 @@ class Admission:
         self.figures.note_batch(rows / self.explainer.session.batch_size)
 
 
-def _all_done(tickets: list[Ticket]) -> asyncio.Future[None]:
-    """A future of the running loop, done when every ticket is, however each ended.
+def _done(ticket: Ticket) -> asyncio.Future[None]:
+    """A future of the running loop, done when the ticket is, however it ended.
 
-    It may be left alone: nothing complains of answers that nobody waits for any more.
+    It may be left alone: nothing complains of an answer that nobody waits for any more.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    left = len(tickets)
 
-    def count() -> None:
-        nonlocal left
-        left -= 1
-        if not left and not done.done():
+    def settle() -> None:
+        if not done.done():
             done.set_result(None)
 
     def tell(ticket: Future[Explanation]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
-            loop.call_soon_threadsafe(count)
+            loop.call_soon_threadsafe(settle)
 
-    for ticket in tickets:
-        ticket.add_done_callback(tell)
+    ticket.add_done_callback(tell)
     return done

@@ -20,7 +20,7 @@ from vitcx.runtime.presets import DEFAULT_PRESET, PRESETS, preset_settings
 from vitcx.serving.access import Access
 from vitcx.serving.admission import Admission
 from vitcx.serving.answers import JSON, NPZ, PNG, answer_bytes, choose_kind, render
-from vitcx.serving.figures import Figures
+from vitcx.serving.figures import Figures, timed
 from vitcx.serving.guard import LOOPBACK_HOSTS, Guard
 from vitcx.serving.inference_routes import add_inference_routes
 from vitcx.serving.kserve_routes import add_kserve_routes
@@ -33,7 +33,7 @@ from vitcx.serving.reading import (
     check_kind,
     read_asked,
 )
-from vitcx.serving.routes import ERROR, ERRORS, gone, timed
+from vitcx.serving.routes import ERROR, ERRORS, gone
 
 _FIELDS = {
     "targets": {"description": "class index, name, list of these, or topN; default: top1"},
@@ -137,13 +137,13 @@ def _add_explain(app: FastAPI, admission: Admission) -> None:
         check_kind(content_type)
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place():
+            with admission.place() as stay:
                 with timed(figures, "read"):
                     asked = await run_in_threadpool(
                         read_asked, body, content_type, explainer, limits, admission.preset
                     )
                 check_answer(answer_bytes(asked, kind, manifest), limits)
-                (result,) = await admission.explain([asked.request], deadline, gone(http))
+                (result,) = await admission.explain([asked.request], stay, deadline, gone(http))
                 with timed(figures, "draw"):
                     answer = await run_in_threadpool(render, result, asked, kind, limits, deadline)
         return Response(answer, media_type=kind)

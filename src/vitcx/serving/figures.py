@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -23,8 +25,9 @@ class Figures:
         self._requests = self._counter("vitcx_requests", "Requests answered, by status.", "status")
         self._stage_seconds = Histogram(
             "vitcx_stage_seconds",
-            "Seconds of a picture in a stage: read, queue (waiting for its turns), preprocess, "
-            "encode, masks, blend, score, aggregation, draw; total is from submission to result.",
+            "Seconds of a picture in a stage: read, decode (its turn awaited), queue (waiting for "
+            "its turns), preprocess, encode, masks, blend, score, aggregation, draw; total is from "
+            "submission to result.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -89,3 +92,11 @@ class Figures:
     def note_batch(self, share: float) -> None:
         """A batch was scored; `share` of it held rows."""
         self._fill.observe(share)
+
+
+@contextmanager
+def timed(figures: Figures, stage: str) -> Iterator[None]:
+    """Note how long a stage takes, if it ends well."""
+    start = time.monotonic()
+    yield
+    figures.note_stage(stage, time.monotonic() - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 
-from vitcx.serving.asgi import App, Message, Receive, Scope, Send, answer_error
+from vitcx.serving.asgi import App, Headers, Message, Receive, Scope, Send, answer_error
 
 # The page holds no secrets and asks for the token itself.
 PAGE_PATHS = frozenset({"/", "/page.css", "/page.js", "/answers.js", "/drawing.js", "/server.js"})
@@ -14,6 +14,11 @@ PAGE_PATHS = frozenset({"/", "/page.css", "/page.js", "/answers.js", "/drawing.j
 PROBE_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 OPEN_PATHS = PAGE_PATHS | PROBE_PATHS
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+# Of these, a proxy may believe the first and this server the last.
+_SINGLE_HEADERS = frozenset(
+    b"host authorization origin content-length content-type content-encoding transfer-encoding "
+    b"inference-header-content-length".split()
+)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -71,6 +76,8 @@ class Guard:
                 await answer_error(send, 413, self._too_large())
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        if repeated := _repeated(scope["headers"]):
+            return 400, f"the request has the header {repeated} more than once"
         path = scope["path"]
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if path not in PROBE_PATHS and not self._knows(host):
@@ -82,6 +89,8 @@ class Guard:
             return 403, "a page of another origin may not send to this server"
         if not self._has_token(path, headers):
             return 401, "this server wants its bearer token"
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            return 415, "the body has a Content-Encoding: send it as it is"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "the Content-Length is not a number"
@@ -100,6 +109,17 @@ class Guard:
             return True
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self._token) and scheme.lower() == b"bearer"
+
+
+def _repeated(headers: Headers) -> str | None:
+    """The first header that stands twice and should not."""
+    seen: set[bytes] = set()
+    for name, _ in headers:
+        if name in seen:
+            return name.decode()
+        if name in _SINGLE_HEADERS:
+            seen.add(name)
+    return None
 
 
 def _without_port(host: str) -> str:

@@ -13,9 +13,10 @@ from starlette.concurrency import run_in_threadpool
 from vitcx.serving import open_inference
 from vitcx.serving.admission import Admission
 from vitcx.serving.answers import JSON
+from vitcx.serving.figures import timed
 from vitcx.serving.limits import Refused
 from vitcx.serving.reading import check_answer, check_targets, make_request
-from vitcx.serving.routes import ERROR, ERRORS, gone, timed
+from vitcx.serving.routes import ERROR, ERRORS, gone
 
 
 def add_inference_routes(app: FastAPI, admission: Admission, model: str) -> None:
@@ -74,17 +75,19 @@ def add_inference_routes(app: FastAPI, admission: Admission, model: str) -> None
         deadline = time.monotonic() + limits.deadline
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place():
+            with admission.place() as stay:
                 header = http.headers.get("inference-header-content-length")
                 with timed(figures, "read"):
                     call = await run_in_threadpool(open_inference.decode, body, header)
                 targets = check_targets(call.targets, limits.targets)
                 check_answer(open_inference.answer_bytes(call, explainer.manifest), limits)
                 requests = [
-                    make_request(explainer, image, targets, call.settings, preset=admission.preset)
+                    make_request(
+                        explainer, image, targets, call.settings, limits, preset=admission.preset
+                    )
                     for image in call.images
                 ]
-                results = await admission.explain(requests, deadline, gone(http))
+                results = await admission.explain(requests, stay, deadline, gone(http))
                 with timed(figures, "draw"):
                     answer, head = await run_in_threadpool(
                         open_inference.encode, model, call, results

@@ -2,7 +2,9 @@
 
 Whole bodies are read into typed structures whose open-ended parts stay raw text (`msgspec.Raw`);
 `small` reads those, once their length is known. Numbers of a tensor are read in pieces, straight
-into an array. Nothing here may run on the event loop.
+into an array. A key that stands twice in an object is refused: programs differ in which of the two
+they take, and a proxy that checks one lets the other through. Nothing here may run on the event
+loop.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.json_objects import refuse_repeated
 
 # Targets, settings, shapes: names of classes may be long, and there may be a hundred of them.
 SMALL_BYTES = 64 << 10
@@ -23,6 +26,10 @@ SMALL_BYTES = 64 << 10
 _PIECE_BYTES = 256 << 10
 _IN_NUMBERS = b"0123456789+-.eE"
 _SPACE = b" \t\r\n"
+# Of one object in a request: the protocols have a handful.
+_MOST_KEYS = 64
+# Of objects within objects; each level costs another reading.
+_KEY_LEVELS = 2
 _T = TypeVar("_T")
 
 
@@ -48,18 +55,71 @@ def read(data: bytes | bytearray | memoryview, kind: type[_T], what: str) -> _T:
         raise InputError(f"{what} is not JSON") from None
 
 
+def refuse_repeated_keys(data: Any, what: str) -> None:
+    """Refuse an object, or a short list of objects, in which a key stands twice.
+
+    Objects that are values of an object are looked at too, for a few levels; what is in lists is
+    not.
+
+    Parameters
+    ----------
+    data : bytes of a JSON text that `read` has accepted.
+
+    Raises
+    ------
+    InputError
+        If it does, or if an object has more than `_MOST_KEYS` keys.
+    """
+    whole = memoryview(data)
+    is_list = bytes(whole[:1]) == b"["
+    for part in msgspec.json.decode(whole, type=list[msgspec.Raw]) if is_list else [whole]:
+        _refuse_repeated(memoryview(part), what, _KEY_LEVELS)
+
+
+def _refuse_repeated(text: memoryview, what: str, levels: int) -> None:
+    seen: set[str] = set()
+
+    def note(kind: type[_Key], name: str) -> _Key:
+        if name in seen:
+            raise _RepeatedKeyError(f"{what} has the key {name[:50]!r} twice: give it once")
+        seen.add(name)
+        if len(seen) > _MOST_KEYS:
+            raise _RepeatedKeyError(f"{what} has more than {_MOST_KEYS} keys")
+        return _Key()
+
+    try:
+        entries = msgspec.json.decode(text, type=dict[_Key, msgspec.Raw], dec_hook=note)
+    except _RepeatedKeyError as error:
+        raise InputError(str(error)) from None
+    for raw in entries.values():
+        value = memoryview(raw)
+        if levels and bytes(value[:1]) == b"{":
+            _refuse_repeated(value, what, levels - 1)
+
+
+class _RepeatedKeyError(Exception):
+    """Not a `ValueError`: of that, msgspec would make another."""
+
+
+class _Key:
+    """A key of an object, equal to no other."""
+
+
 def small(data: bytes | bytearray | memoryview, what: str) -> Any:
     """Read a JSON text of at most `SMALL_BYTES` into plain Python values.
 
     Raises
     ------
     InputError
-        If it is longer, not JSON, or has a number beyond those of 64 bits or of a double.
+        If it is longer, not JSON, has a number beyond those of 64 bits or of a double, or a key
+        twice in an object.
     """
     if len(data) > SMALL_BYTES:
         raise InputError(f"{what} has {len(data)} bytes of JSON: give at most {SMALL_BYTES}")
     value = read(data, Any, what)
     _refuse_large_numbers(value, what)
+    if isinstance(value, list | dict):
+        refuse_repeated(data, what)
     return value
 
 

@@ -19,7 +19,7 @@ from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.manifest import Manifest
-from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS
+from vitcx.runtime.pictures.decoders import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.targets import count_targets
 from vitcx.serving import json_text
@@ -94,6 +94,7 @@ def decode(
         raw = getattr(read, name)
         if not json_text.unset(raw):
             given[name] = json_text.small(raw, f"'{name}'")
+    json_text.refuse_repeated_keys(body, "the body")
     first = make_asked(None, given, explainer, limits, preset)
     maps = len(raws) * count_targets(first.request.targets)
     if maps > MOST_MAPS:
@@ -120,6 +121,7 @@ def _picture(raw: msgspec.Raw, index: int, explainer: Explainer, pixels: int) ->
     if start != b"{":
         raise InputError(f"{name} is none of these: {_FORMS}")
     file = json_text.read(raw, _File, name)
+    json_text.refuse_repeated_keys(raw, name)
     texts = [text for text in (file.image, file.image_bytes, file.b64) if text is not None]
     if len(texts) != 1:
         raise InputError(f"{name} is not one of these: {_FORMS}")

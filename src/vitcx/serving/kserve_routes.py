@@ -13,10 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from vitcx.serving import kserve
 from vitcx.serving.admission import Admission
 from vitcx.serving.answers import JSON
+from vitcx.serving.figures import timed
 from vitcx.serving.limits import Refused
 from vitcx.serving.open_inference import MOST_IMAGES
 from vitcx.serving.reading import check_answer
-from vitcx.serving.routes import ERROR, ERRORS, gone, timed
+from vitcx.serving.routes import ERROR, ERRORS, gone
 
 _BODY = {
     "requestBody": {
@@ -66,14 +67,14 @@ def add_kserve_routes(app: FastAPI, admission: Admission, model: str) -> None:
         deadline = time.monotonic() + limits.deadline
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place():
+            with admission.place() as stay:
                 with timed(figures, "read"):
                     asked = await run_in_threadpool(
                         kserve.decode, body, explainer, limits, admission.preset
                     )
                 check_answer(kserve.answer_bytes(asked, explainer.manifest), limits)
                 requests = [each.request for each in asked]
-                results = await admission.explain(requests, deadline, gone(http))
+                results = await admission.explain(requests, stay, deadline, gone(http))
                 with timed(figures, "draw"):
                     answer = await run_in_threadpool(kserve.encode, asked, results)
         return Response(answer, media_type=JSON)

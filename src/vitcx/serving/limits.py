@@ -16,6 +16,7 @@ class Limits:
         An engine that works on one batch for longer is taken for one that hangs.
     body_bytes, pixels : of one request; over it, 413 and 400.
     targets : classes explained in one request.
+    passes : forward passes of one picture, at most; a request for more is refused with 400.
     answer_bytes : of one answer; a request for more is refused with 400 before any work. The
         overlay of the largest picture fits the default.
     held_bytes : of all bodies that are being received or worked on; when they are full, the body
@@ -35,6 +36,7 @@ class Limits:
     body_bytes: int = 32 << 20
     pixels: int = 40_000_000
     targets: int = 100
+    passes: int = 20_000
     answer_bytes: int = 128 << 20
     held_bytes: int = 256 << 20
     unread_bytes: int = 256 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import sys
 import threading
@@ -98,6 +99,30 @@ class _Handing(logging.handlers.QueueHandler):
             return
 
 
+class _Writer(logging.StreamHandler[IO[str]]):
+    """Used by one thread, and by nobody else: it may be in the middle of a write for ever.
+
+    At the end of the process `logging` takes every handler's lock and flushes it. Lines are written
+    whole, so there is nothing to flush.
+    """
+
+    def createLock(self) -> None:
+        self.lock = None
+
+    def flush(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            super().flush()
+
+
+def _own_stderr() -> IO[str]:
+    """Standard error under a lock of its own: that of `sys.stderr` is taken when Python ends."""
+    try:
+        handle = os.dup(sys.stderr.fileno())
+    except (OSError, AttributeError):  # it is no file
+        return sys.stderr
+    return os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def server_log(kind: str, stream: IO[str] | None = None) -> Iterator[None]:
     """Send everything that is logged to one place, and requests too, until the end.
@@ -108,7 +133,7 @@ def server_log(kind: str, stream: IO[str] | None = None) -> Iterator[None]:
     stream : where to; None is standard error.
     """
     waiting: queue.Queue[Any] = queue.Queue(_WAITING_LINES)
-    writer = logging.StreamHandler(stream or sys.stderr)
+    writer = _Writer(stream or _own_stderr())
     writer.setFormatter(JsonLines() if kind == "json" else TextLines())
     handing = _Handing(waiting)
     handing.addFilter(RateLimit())

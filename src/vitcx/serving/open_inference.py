@@ -54,7 +54,7 @@ class _Inputs(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class _Head(msgspec.Struct):
-    inputs: _Inputs
+    inputs: msgspec.Raw
     id: msgspec.Raw = msgspec.Raw()
     parameters: msgspec.Raw = msgspec.Raw()
     outputs: msgspec.Raw = msgspec.Raw()
@@ -118,9 +118,12 @@ def decode(body: bytes | bytearray, header_length: str | None) -> Call:
         end = int(header_length)
     view = memoryview(body)
     head = json_text.read(view[:end], _Head, "the request")
+    json_text.refuse_repeated_keys(view[:end], "the request")
+    inputs = json_text.read(head.inputs, _Inputs, "'inputs'")
+    json_text.refuse_repeated_keys(head.inputs, "an input")
     rest = view[end:]
     tensors: dict[str, NDArray[Any]] = {}
-    for described in (head.inputs.first, head.inputs.second):
+    for described in (inputs.first, inputs.second):
         if described is None:
             continue
         name = described.name

@@ -11,7 +11,7 @@ from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.method.registry import METHODS
-from vitcx.runtime.pictures.decoder_process import DECODE_SECONDS
+from vitcx.runtime.pictures.decoders import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import SETTING_NAMES as EXPLAIN_SETTINGS
 from vitcx.runtime.settings import Request, Settings
@@ -95,6 +95,7 @@ def read_asked(
             raw = getattr(read, name)
             if not json_text.unset(raw):
                 given[name] = json_text.small(raw, f"'{name}'")
+        json_text.refuse_repeated_keys(body, "the body")
     elif kind == FORM:
         data, texts = read_form(body, content_type)
         given = {name: _loosely(name, text) for name, text in texts.items()}
@@ -158,7 +159,7 @@ def make_asked(
         names = ", ".join(sorted(str(name)[:50] for name in given))
         raise InputError(f"there is no field called {names}")
     wanted = check_targets(targets, limits.targets)
-    request = make_request(explainer, picture, wanted, settings, preset=preset)
+    request = make_request(explainer, picture, wanted, settings, limits, preset=preset)
     return Asked(request, frozenset(include), masks, float(strength))
 
 
@@ -188,6 +189,7 @@ def make_request(
     picture: Any,
     targets: Any,
     settings: dict[str, Any],
+    limits: Limits,
     *,
     preset: str | None,
 ) -> Request:
@@ -215,6 +217,13 @@ def make_request(
         raise InputError(
             f"the masks would take more than {MOST_MASK_BYTES >> 20} MiB: ask for fewer, by "
             "'mask_count' or a larger 'step'"
+        )
+    estimator = method.estimator(request.settings)
+    passes = estimator.passes(most_masks(request.settings, explainer.manifest))
+    if passes > limits.passes:
+        raise InputError(
+            f"the explanation would take up to {passes:,} forward passes and the limit is "
+            f"{limits.passes:,}: ask for fewer masks, by 'mask_count' or a larger 'step'"
         )
     return request
 

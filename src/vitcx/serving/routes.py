@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
 
 from vitcx.serving.answers import JSON
-from vitcx.serving.figures import Figures
 
 ERROR = {
     "description": "One sentence on what is wrong",
@@ -31,11 +27,3 @@ def gone(http: Request) -> Any:
             await asyncio.sleep(0.05)
 
     return wait
-
-
-@contextmanager
-def timed(figures: Figures, stage: str) -> Iterator[None]:
-    """Note how long a stage takes, if it ends well."""
-    start = time.monotonic()
-    yield
-    figures.note_stage(stage, time.monotonic() - start)

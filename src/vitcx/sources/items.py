@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.pictures.reading import EncodedPicture
+from vitcx.runtime.pictures.decoders import OWN_DECODE_SECONDS
+from vitcx.runtime.pictures.reading import EncodedPicture, picture_file
 from vitcx.runtime.plain_files import open_plain
 
 Box = tuple[float, float, float, float]
@@ -39,13 +40,14 @@ class Item:
     problem: str = ""
     name: str = ""
 
-    def picture(self) -> Path | EncodedPicture:
-        """What `Explainer.request` takes."""
+    def picture(self) -> EncodedPicture:
+        """What `Explainer.request` takes; decoded in a process of its own, within bounds."""
         if self.problem:
             return EncodedPicture(self.path, partial(_refuse, f"'{self.path}' {self.problem}"))
         if self.member is None:
-            return Path(self.root, self.path)
-        return EncodedPicture(self.path, partial(_read_member, *self.member))
+            return picture_file(Path(self.root, self.path), OWN_DECODE_SECONDS)
+        read = partial(_read_member, *self.member)
+        return EncodedPicture(self.path, read, seconds=OWN_DECODE_SECONDS)
 
 
 def digest_of(items: Iterable[Item]) -> str:

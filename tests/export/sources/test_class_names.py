@@ -76,6 +76,12 @@ def test_indices_that_are_not_each_once(name: str, text: str, tmp_path: Path) ->
         read_class_names(tmp_path / name)
 
 
+def test_an_index_that_stands_twice_in_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"0": "cat", "0": "dog"}')
+    with pytest.raises(InputError, match="has the key '0' twice"):
+        read_class_names(tmp_path / "a.json")
+
+
 def head(*names: str) -> Head:
     return Head("softmax", "class", Softmax(), names)
 

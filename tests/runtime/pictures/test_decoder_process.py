@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.pictures import decoder_process
-from vitcx.runtime.pictures.decoder_process import decode_apart
+from vitcx.runtime.pictures import decoder_process, decoders
+from vitcx.runtime.pictures.decoders import decode_apart
 from vitcx.runtime.pictures.reading import EncodedPicture, read_picture
 
 BODY_BYTES = 32 << 20  # of a request to the server
@@ -106,7 +106,7 @@ def test_a_decoder_that_crashes_takes_nobody_with_it(
     honest: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest()
-    decoder = decoder_process._pool()._idle[-1]
+    decoder = decoders._pool()._idle[-1]
     os.kill(decoder._process.pid, signal.SIGSTOP)  # so that the file is still waited for
     real = decoder_process._read
 
@@ -145,7 +145,7 @@ def test_a_forked_child_has_decoders_of_its_own(honest: Callable[[], None]) -> N
     if child == 0:  # pragma: no cover
         try:
             honest()
-            decoder_process._pool().close()
+            decoders._pool().close()
             os._exit(0)
         finally:
             os._exit(1)

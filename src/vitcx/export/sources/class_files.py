@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcx.runtime.errors import InputError
+from vitcx.runtime.json_objects import read_json
 
 _YAML_ITEM = re.compile(r"\s*-\s+(.*)")
 _YAML_PAIR = re.compile(r"\s*(['\"]?)(\d+)\1\s*:\s+(.*)")
@@ -34,9 +35,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     suffix = path.suffix.lower()
     if text.lstrip().startswith(("[", "{")):
         try:
-            names = _of_json(json.loads(text))
+            content = read_json(text)
+        except InputError as error:
+            raise InputError(f"'{path}' {error}") from None
         except json.JSONDecodeError as error:
             raise InputError(f"'{path}' starts as JSON but is not one: {error}") from None
+        names = _of_json(content)
     elif suffix in (".yaml", ".yml"):
         names = _of_yaml(text)
     elif suffix == ".csv":

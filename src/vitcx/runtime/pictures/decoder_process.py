@@ -1,16 +1,15 @@
 """Decoding in a process of its own, which is killed when it takes too long.
 
 Nothing stops a decoder from within its process: some files of a few megabytes keep one busy for
-hours, others find its faults. A server hands strangers' files to such a process. It stays for the
-next file, and ends by itself when its parent does.
+hours, others find its faults. The files of strangers go to such a process. It stays for the next
+file, and ends by itself when its parent does. `decoders` keeps them.
 
-A request is the name, the limit of pixels and the file; an answer is the size and the pixels, or
-one sentence.
+A request is the name, the limit of pixels and the file. An answer is one sentence, or the size and,
+if the parent then says so, the pixels.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import json
@@ -20,7 +19,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from PIL import Image
@@ -39,32 +38,21 @@ serve()
 """
 # Beside the pixels themselves; decoders hold the file, coefficients and a few copies.
 _ROOM_BYTES = 4 << 30
-# What a server gives a stranger's file: many times what a large photograph takes.
-DECODE_SECONDS = 10.0
-# Processes at once: decoding should not take the cores that explain.
-MOST_DECODERS = 4
+_SEND, _DROP = b"y", b"n"
 _STARTING_SECONDS = 60.0
 _STRIP_PIXELS = 1 << 18
+# Files that keep a decoder busy should not take the cores that explain.
+_NICENESS = 5
 
 
-def decode_apart(data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
-    """`decode_file` in another process, for at most `seconds`.
-
-    Waits for its turn where `MOST_DECODERS` files are being decoded already.
+class Decoder:
+    """The process, seen from its parent; one file at a time.
 
     Raises
     ------
-    InputError
-        What `decode_file` raises; and if it takes longer, or the decoder crashes.
     EngineError
         If no process can be started.
     """
-    with _pool().decoder() as decoder:
-        return decoder.decode(data, name, max_pixels, seconds)
-
-
-class _Decoder:
-    """The process, seen from its parent; one file at a time."""
 
     def __init__(self) -> None:
         words = [sys.executable, "-c", _START, json.dumps(sys.path)]
@@ -87,35 +75,57 @@ class _Decoder:
         """Whether it lives."""
         return self._process.poll() is None
 
-    def decode(self, data: bytes, name: str, max_pixels: int, seconds: float) -> Image.Image:
-        """What `decode_apart` gives and raises. After any other error it must be closed."""
+    def kill(self) -> None:
+        """End the file that it is at work on, from another thread; it must be closed then."""
+        self._process.kill()
+
+    def decode(
+        self, data: bytes, name: str, max_pixels: int, seconds: float, admit: Callable[[int], bool]
+    ) -> Image.Image | None:
+        """The picture in a file; None if it is not admitted. After any error but `InputError` the
+        decoder must be closed.
+
+        Parameters
+        ----------
+        seconds : decoding may take that long.
+        admit : asked, with the number of pixels, whether they may come here.
+
+        Raises
+        ------
+        InputError
+            What `decode_file` raises; and if it takes longer, or the decoder crashes.
+        """
         with _Watch(self._process, seconds) as watch:
             try:
-                answer = self._ask(data, name, max_pixels)
+                size = self._ask(data, name, max_pixels)
             except (OSError, EOFError, struct.error):
-                answer = None
+                size = None
         if watch.too_late:
             self.close()
-            if answer is None:
+            if size is None:
                 raise InputError(f"{name} takes longer than {seconds:g} s to decode")
-        if answer is None:
-            self.close()
-            raise InputError(f"{name} is damaged: it makes its decoder crash")
-        if isinstance(answer, str):
-            raise InputError(answer)
-        return answer
+        if size is not None:
+            wanted = admit(size[0] * size[1])
+            with contextlib.suppress(OSError, EOFError):
+                self._to.write(_SEND if wanted else _DROP)
+                self._to.flush()
+                return _receive(self._from, *size) if wanted else None
+        self.close()
+        raise InputError(f"{name} is damaged: it makes its decoder crash")
 
-    def _ask(self, data: bytes, name: str, max_pixels: int) -> Image.Image | str:
+    def _ask(self, data: bytes, name: str, max_pixels: int) -> tuple[int, int]:
+        """Width and height, once it is decoded; `InputError` where it is no picture."""
         title = name.encode("utf-8", "backslashreplace")
         self._to.write(_ASK.pack(len(title), max_pixels, len(data)) + title)
         self._to.write(data)
         self._to.flush()
         width, height, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
-        if width:
-            return _receive(self._from, width, height)
-        return _read(self._from, length).decode("utf-8", "replace")
+        if not width:
+            raise InputError(_read(self._from, length).decode("utf-8", "replace"))
+        return width, height
 
     def close(self) -> None:
+        """End the process. Twice does no harm."""
         self._process.kill()
         for pipe in (self._to, self._from):
             with contextlib.suppress(OSError):
@@ -148,60 +158,6 @@ class _Watch:
         with self._lock:
             self._over = True
         self._timer.cancel()
-
-
-class _Pool:
-    """The decoders of a process, started when they are needed."""
-
-    def __init__(self) -> None:
-        self._places = threading.BoundedSemaphore(MOST_DECODERS)
-        self._idle: list[_Decoder] = []
-
-    @contextlib.contextmanager
-    def decoder(self) -> Iterator[_Decoder]:
-        """One that nobody else talks to meanwhile."""
-        with self._places:
-            decoder = self._take() or _Decoder()
-            try:
-                yield decoder
-            except InputError:  # said by the book: it is ready for the next file, or closed
-                raise
-            except BaseException:
-                # Stopped between question and answer: the next would get this one's picture.
-                decoder.close()
-                raise
-            finally:
-                if decoder.usable:
-                    self._idle.append(decoder)
-
-    def _take(self) -> _Decoder | None:
-        while True:
-            try:
-                found = self._idle.pop()
-            except IndexError:
-                return None
-            if found.usable:
-                return found
-            found.close()
-
-    def close(self) -> None:
-        """End those that are idle."""
-        while self._idle:
-            self._idle.pop().close()
-
-
-_pools: dict[int, _Pool] = {}
-_pools_lock = threading.Lock()
-
-
-def _pool() -> _Pool:
-    """This process's pool: a forked child must not talk into its parent's pipes."""
-    found = _pools.get(os.getpid())
-    if found is None:
-        with _pools_lock:
-            found = _pools.setdefault(os.getpid(), _Pool())
-            atexit.register(found.close)
-    return found
 
 
 def _read(pipe: BinaryIO, length: int) -> bytes:
@@ -239,6 +195,8 @@ def serve() -> None:
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the parent, which then closes stdin
     _bound_memory()
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     answers.write(b"!")
     answers.flush()
     while head := asked.read(_ASK.size):
@@ -251,7 +209,9 @@ def serve() -> None:
             answers.write(_ANSWER.pack(0, 0, len(told)) + told)
         else:
             answers.write(_ANSWER.pack(*image.size, 0))
-            _send(answers, image)
+            answers.flush()
+            if asked.read(len(_SEND)) == _SEND:
+                _send(answers, image)
             del image
         answers.flush()
 

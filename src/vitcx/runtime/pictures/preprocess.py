@@ -18,6 +18,7 @@ from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import Manifest
 from vitcx.runtime.pictures.decoding import MAX_PIXELS
 from vitcx.runtime.pictures.reading import (
+    DecodedPicture,
     EncodedPicture,
     as_host_array,
     from_uint8_array,
@@ -73,7 +74,7 @@ def prepare(source: Any, manifest: Manifest) -> Prepared:
         _refuse_pictures(manifest)
         picture = from_uint8_array(array)
     else:
-        known = isinstance(source, Image.Image | EncodedPicture | str)
+        known = isinstance(source, Image.Image | EncodedPicture | DecodedPicture | str)
         if not known and not hasattr(source, "__fspath__"):
             raise InputError(
                 f"cannot explain a {type(source).__name__}: give a path, a PIL image, an (H,W,3) "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,12 @@ from vitcx.kernels.gpu.arrays import DeviceArray, DevicePointer, accept, gpu_of
 from vitcx.kernels.gpu.device import Gpu
 from vitcx.runtime.device_errors import device_errors
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.pictures.decoder_process import decode_apart
+from vitcx.runtime.pictures.decoders import Sharing, decode_apart
 from vitcx.runtime.pictures.decoding import MAX_PIXELS, as_rgb, decode_file
 from vitcx.runtime.plain_files import open_plain
+
+# Of a file that is decoded apart: the largest picture, of four 16-bit colours, uncompressed.
+MOST_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,27 @@ class EncodedPicture:
     max_pixels: int = MAX_PIXELS
     seconds: float | None = None
 
+    def decode(self, sharing: Sharing | None = None) -> DecodedPicture:
+        """Read and decode it; `sharing` as for `decode_apart`."""
+        name, data = f"'{self.name}'", self.read()
+        if self.seconds is None:
+            image = decode_file(io.BytesIO(data), name, self.max_pixels)
+        else:
+            image = decode_apart(data, name, self.max_pixels, self.seconds, sharing)
+        return DecodedPicture(self.name, image)
 
-def read_picture(source: str | Path | EncodedPicture | Image.Image) -> Image.Image:
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """An 8-bit RGB image, decoded before its turn, under the name that it was given."""
+
+    name: str
+    image: Image.Image
+
+
+def read_picture(
+    source: str | Path | EncodedPicture | DecodedPicture | Image.Image,
+) -> Image.Image:
     """An 8-bit RGB PIL image of a file or of another PIL image.
 
     Raises
@@ -52,19 +76,32 @@ def read_picture(source: str | Path | EncodedPicture | Image.Image) -> Image.Ima
     if isinstance(source, Image.Image):
         return as_rgb(source, "the picture", MAX_PIXELS)
     if isinstance(source, EncodedPicture):
-        name, data = f"'{source.name}'", source.read()
-        if source.seconds is not None:
-            return decode_apart(data, name, source.max_pixels, source.seconds)
-        return decode_file(io.BytesIO(data), name, source.max_pixels)
-    name = f"'{source}'"
+        source = source.decode()
+    if isinstance(source, DecodedPicture):
+        return source.image
+    with _open(source) as file:
+        return decode_file(file, f"'{source}'", MAX_PIXELS)
+
+
+def picture_file(path: Path, seconds: float) -> EncodedPicture:
+    """A picture file, decoded in a process of its own for at most `seconds`."""
+    return EncodedPicture(str(path), partial(_bytes_of, path), seconds=seconds)
+
+
+def _bytes_of(path: Path) -> bytes:
+    with _open(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_FILE_BYTES:
+            raise InputError(f"'{path}' has more than {MOST_FILE_BYTES >> 20} MiB: make it smaller")
+        return file.read()
+
+
+def _open(path: str | Path) -> BinaryIO:
     try:
-        file = open_plain(source)
+        return open_plain(path)
     except FileNotFoundError:
-        raise InputError(f"no picture at {name}") from None
+        raise InputError(f"no picture at '{path}'") from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror or error})") from None
-    with file:
-        return decode_file(file, name, MAX_PIXELS)
+        raise InputError(f"'{path}' cannot be read ({error.strerror or error})") from None
 
 
 @dataclass(frozen=True)
@@ -89,7 +126,7 @@ def name_of(source: Any) -> str | None:
         return str(source)
     if isinstance(source, ArrayFile):
         return str(source.path)
-    return source.name if isinstance(source, EncodedPicture) else None
+    return source.name if isinstance(source, EncodedPicture | DecodedPicture) else None
 
 
 def is_array_like(source: Any) -> bool:

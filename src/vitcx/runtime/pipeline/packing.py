@@ -169,9 +169,13 @@ class PackedBatch:
 
 @dataclass
 class Packer:
-    """Packs the rows it holds; not safe to share between threads without a lock."""
+    """Packs the rows it holds; not safe to share between threads without a lock.
+
+    A picture that has had `fair_batches` full of rows lets others go first, a batch at a time.
+    """
 
     session: Session
+    fair_batches: int | None = None
     _waiting: deque[Scoring] = field(default_factory=deque, init=False)
     _pending: int = field(default=0, init=False)
 
@@ -236,7 +240,16 @@ class Packer:
             if not scoring.pending:
                 self._waiting.remove(scoring)
         self._pending -= len(owners)
+        self._take_turns(owners)
         return PackedBatch(batch, owners)
+
+    def _take_turns(self, owners: list[tuple[Scoring, int, int]]) -> None:
+        """Send pictures that have had much, and want more, to the end of the line."""
+        most = (self.fair_batches or 0) * self.session.batch_size
+        for scoring in dict.fromkeys(scoring for scoring, _, _ in owners):
+            if most and scoring.pending and scoring.next_row >= most:
+                self._waiting.remove(scoring)
+                self._waiting.append(scoring)
 
     def _full(self) -> Likeness | None:
         """The first kind of rows of which a whole batch waits."""

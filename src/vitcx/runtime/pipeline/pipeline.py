@@ -16,7 +16,7 @@ Two orders of work:
     function of the pictures alone, not of the clock: the same pictures give the same bits.
 as they come (a server)
     A picture's rows are packed as soon as its masks are known, and a batch that no picture is about
-    to fill runs at once.
+    to fill runs at once. A picture of very many rows and the others take turns.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from vitcx.runtime.engines.session import Scores, Session
-from vitcx.runtime.errors import VitcxError
+from vitcx.runtime.errors import EngineError, VitcxError
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline.packing import PackedBatch
 from vitcx.runtime.pipeline.work import Reached, Work
@@ -113,8 +113,9 @@ class Runner:
     def _prepare(self, work: Work) -> None:
         try:
             self._stages.prepare(work)
-        except Exception as error:  # whatever it is, it is this picture's alone
-            self.fail(work, without_frames(error))
+        except Exception as error:
+            # This picture's alone; but for a device, or a decoder that cannot be started.
+            self.fail(work, without_frames(error), engine=isinstance(error, EngineError))
             return
         with self._changed:
             work.reached = Reached.PREPARED

@@ -32,13 +32,14 @@ class Context(Closing):
 class Maker:
     """Makes contexts, as many as there is room for."""
 
-    def __init__(self, room: int = 100) -> None:
+    def __init__(self, room: int = 100, why: str = "cannot open a context: out of memory") -> None:
         self.made: list[Context] = []
+        self.why = why
         self._room = room
 
     def __call__(self) -> Context:
         if len(self.made) >= self._room:
-            raise EngineError("no room for another context")
+            raise EngineError(self.why)
         self.made.append(Context())
         return self.made[-1]
 
@@ -84,7 +85,18 @@ def test_where_there_is_no_room_threads_share_and_the_log_says_so_once(
     assert len(maker.made) == 1
     told = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(told) == 1
-    assert "no room for another context" in told[0].getMessage()
+    assert "out of memory" in told[0].getMessage()
+
+
+def test_an_error_that_is_not_of_memory_is_the_caller_s_and_changes_nothing() -> None:
+    """A lost GPU, or a plan that does not fit, was taken for a device that is full."""
+    maker = Maker(room=1, why="cannot open a context: unsupported SM")
+    with ContextPool(maker) as pool:
+        with pool.take(), pytest.raises(EngineError, match="unsupported SM"), pool.take():
+            pass
+        maker._room = 2
+        with pool.take(), pool.take():
+            assert len(maker.made) == 2
 
 
 def test_one_that_failed_is_closed_and_another_takes_its_place() -> None:

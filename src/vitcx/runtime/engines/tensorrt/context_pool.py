@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, NoReturn, TypeVar
 
 from vitcx.kernels.closing import Closing
+from vitcx.runtime.device_errors import is_out_of_memory
 from vitcx.runtime.errors import EngineError
 
 log = logging.getLogger("vitcx")
@@ -30,8 +31,9 @@ class ContextPool(Closing, Generic[_C]):
 
     Parameters
     ----------
-    make : a new one; `EngineError` where there is no room for it. Called without a lock, once when
-        the pool is made.
+    make : a new one. An error that says that the device's memory is out means that there is no
+        room for it (see `is_out_of_memory`); any other is the caller's. Called without a lock, once
+        when the pool is made.
     most : how many there are at the most. Fewer where there is no room for them, which the log says
         once.
     """
@@ -86,13 +88,14 @@ class ContextPool(Closing, Generic[_C]):
             try:
                 return self._make()
             except BaseException as error:
+                no_room = isinstance(error, EngineError) and is_out_of_memory(error)
                 with self._changed:
                     self._count -= 1
                     others = self._count
-                    if others and isinstance(error, EngineError):
+                    if others and no_room:
                         self._most = others
                     self._changed.notify_all()
-                if not others or not isinstance(error, EngineError):
+                if not others or not no_room:
                     raise
                 log.warning("threads share what there is of the engine: %s", error)
 

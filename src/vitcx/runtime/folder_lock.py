@@ -1,4 +1,4 @@
-"""One job in a folder at a time: a lock that its process takes with it, however it ends."""
+"""One writer in a folder at a time: a lock that its process takes with it, however it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from vitcx.runtime.errors import InputError
 
 log = logging.getLogger("vitcx")
 
-LOCK_NAME = "_job.lock"
 # What systems say of a lock that somebody else holds, and where nothing can be locked.
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -29,15 +28,17 @@ class FolderLock(Closing):
     Parameters
     ----------
     folder : it is there.
+    name : of the lock's file in it.
+    taken : what to say where another process, or another lock of this one, holds it; None waits.
 
     Raises
     ------
     InputError
-        If another process, or another lock of this one, holds it.
+        With `taken`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK_NAME
+    def __init__(self, folder: Path, name: str, taken: str | None) -> None:
+        self._path, self._taken = folder / name, taken
         self._handle: int | None = None
         while self._handle is None:
             self._handle = self._take()
@@ -46,17 +47,19 @@ class FolderLock(Closing):
         """The open, locked file; None if its name has gone in between."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(handle)
+            _lock(handle, wait=self._taken is None)
         except OSError as error:
             os.close(handle)
             if error.errno in _HELD:
-                raise InputError(
-                    f"another job is at work in '{self._path.parent}': wait for its end, or give "
-                    "another --out"
-                ) from None
+                if self._taken is None:
+                    return None  # the system has lost patience, and we have not
+                raise InputError(self._taken) from None
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("no file can be locked in '%s': start one job at a time", self._path.parent)
+            log.warning(
+                "no file can be locked in '%s': let one program write there at a time",
+                self._path.parent,
+            )
             return -1
         if self._is_there(handle):
             return handle
@@ -86,12 +89,13 @@ class FolderLock(Closing):
             return False
 
 
-def _lock(handle: int) -> None:
+def _lock(handle: int, *, wait: bool) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        # With LK_LOCK the system waits for ten seconds.
+        msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
