@@ -19,6 +19,10 @@ WORKFLOWS = ROOT / ".github" / "workflows"
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
 
 
+checkout = pytest.mark.skipif((ROOT / "PKG-INFO").exists(), reason="is published already")
+
+
+@checkout
 def test_a_published_readme_has_no_link_that_leads_nowhere_elsewhere() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     made = absolute(readme, "https://example.org/a/b", "v1.2.3")
@@ -31,6 +35,7 @@ def test_a_published_readme_has_no_link_that_leads_nowhere_elsewhere() -> None:
     )
 
 
+@checkout
 def test_published_metadata_names_the_repository() -> None:
     tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     made = tomllib.loads(with_addresses(PROJECT, "https://example.org/a/b", "v1"))["project"]
