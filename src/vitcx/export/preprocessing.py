@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, cast
 
 from vitcx.export.spec import ModelSpec
 from vitcx.export.timm_import import import_timm
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import INTERPOLATIONS, Manifest
 from vitcx.runtime.pictures.preprocess import prepare
+
+if TYPE_CHECKING:  # an ONNX file is imported without torch
+    from torch import Tensor, nn
 
 # timm's "border" pads the long side to a square: the whole picture is kept, so the nearest of ours
 # is "squash", which keeps it too and distorts instead of padding.
@@ -104,6 +104,8 @@ def input_size_of(model: nn.Module) -> tuple[int, int]:
 def input_channels(module: nn.Module) -> int:
     """Channels of the pictures: those of the first convolution, or 3 where there is none."""
     config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    from torch import nn
+
     named = config.get("first_conv")
     for name in [named] if isinstance(named, str) else []:
         try:
@@ -191,6 +193,8 @@ def read_references(
     paths: Sequence[str | Path], preprocessing: Preprocessing
 ) -> list[tuple[str, Tensor]]:
     """Names and pixels (1,channels,H,W) of reference pictures, prepared as any picture."""
+    import torch
+
     # The names of its attributes are the manifest's.
     like = cast(Manifest, preprocessing)
     return [

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tests.export import tiny
 from vitcx.export.graph.embedding import Site, WithEmbedding, find_site
 from vitcx.export.graph.finder import find_place
-from vitcx.export.graph.layout import LEAST_HITS, PROBES, Probe, check_layout
+from vitcx.export.graph.layout import Probe, check_layout
+from vitcx.export.graph.squares import LEAST_HITS, PROBES
 from vitcx.runtime.errors import InputError
 
 PROBE = Probe.of((128, 128), 3)

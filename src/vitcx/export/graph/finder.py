@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from vitcx.export.graph.layout import Fit, Probe
+from vitcx.export.graph.layout import Probe
 from vitcx.export.graph.observing import Array, Call, kind_of, observe, refuse_without_attention
+from vitcx.export.graph.squares import Fit, rectangles
 from vitcx.runtime.errors import InputError
 
 PATCH = 16
 _MOST_PREFIX_TOKENS = 16
-_LEAST_SIDE = 3
 # Elements of a list, which blocks are: blocks.3, or torchvision's encoder_layer_3.
 _ELEMENT = re.compile(r"(?:^|[._])\d+$")
 
@@ -214,25 +214,12 @@ def _grids(call: Call, size: Sequence[int]) -> Iterator[tuple[str, int, Array]]:
         if layout == "BND":
             count = changes.shape[1]
             for prefix in range(min(_MOST_PREFIX_TOKENS, count) + 1):
-                for h, w in _rectangles(count - prefix, height / width):
+                for h, w in rectangles(count - prefix, height / width):
                     yield layout, prefix, changes[:, prefix:].reshape(len(changes), h, w)
         else:
             h, w = changes.shape[1:]
-            if (h, w) in list(_rectangles(h * w, height / width)):
+            if (h, w) in list(rectangles(h * w, height / width)):
                 yield layout, 0, changes
-
-
-def _rectangles(count: int, aspect: float) -> Iterator[tuple[int, int]]:
-    """(h, w) of `count` cells, of at least 3 a side, that are squares of a picture of `aspect`."""
-    for h in range(_LEAST_SIDE, count // _LEAST_SIDE + 1):
-        w = count // h
-        # The last row or column of patches may be cut off or padded.
-        if (
-            h * w == count
-            and abs(h - w * aspect) < max(1.0, aspect)
-            and abs(h / aspect - w) < max(1.0, 1 / aspect)
-        ):
-            yield h, w
 
 
 def as_arguments(place: Place) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""People's own ONNX files become bundles, without PyTorch"""
