@@ -1,4 +1,4 @@
-"""ONNX files as people have them: families, exporting programs, simplifiers, precisions, layouts."""
+"""ONNX files as people have them: families, exporting programs, simplifiers, precisions."""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""`vitcx export`: a timm model becomes a bundle."""
+"""`vitcx export`: a model, or an ONNX file, becomes a bundle."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.text import Text
 
 from vitcx.commands.export_report import tell_of_bundle
 from vitcx.commands.plan import build_and_tell
 from vitcx.commands.terminal import make_console, plain, say
-from vitcx.export import export_model
+from vitcx.export import export_model, import_onnx
+from vitcx.export.foreign.importing import is_onnx_file
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.capabilities import check_capabilities
 from vitcx.runtime.engines.tensorrt.library import FLAVOURS, find_library
@@ -23,6 +26,18 @@ from vitcx.runtime.manifest import (
     INTERPOLATIONS,
     LAYERS,
     PRECISIONS,
+)
+
+# Options that an ONNX file leaves no choice of.
+_TORCH_OPTIONS = (
+    "checkpoint",
+    "weights",
+    "num_classes",
+    "labels",
+    "precision",
+    "encoder",
+    "attention",
+    "teams",
 )
 
 
@@ -60,8 +75,26 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
         raise click.BadParameter(f"'{value}': expected a share such as 0.9, or squash") from None
 
 
+def _layer(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """One of the three, or a node's name for an ONNX file."""
+    if value is None or value in LAYERS or is_onnx_file(str(ctx.params.get("model", ""))):
+        return value
+    raise click.BadParameter(f"'{value}' is not one of {', '.join(LAYERS)}")
+
+
+def _refuse_for_onnx(ctx: click.Context) -> None:
+    """Options that go with a model of PyTorch, and were given with an ONNX file."""
+    for param in ctx.command.params:
+        given = param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+        if given and param.name in _TORCH_OPTIONS:
+            raise InputError(
+                f"{param.opts[0]} goes with a PyTorch model: an ONNX file has its weights and its "
+                "form already"
+            )
+
+
 @click.command("export")
-@click.argument("model")
+@click.argument("model", is_eager=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option(
     "--checkpoint",
@@ -93,9 +126,10 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 )
 @click.option(
     "--layer",
-    type=click.Choice(LAYERS),
+    callback=_layer,
+    metavar=f"[{'|'.join(LAYERS)}]",
     help="Embedding: the normalisation before the block's attention (the default where there is "
-    "one), the attention, or the block's output.",
+    "one), the attention, or the block's output. Of an ONNX file the name of a node too.",
 )
 @click.option(
     "--stage",
@@ -186,6 +220,7 @@ def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     multiple=True,
     help="Of the GPU that is to run the plan, such as 8.9; may be repeated.",
 )
+@click.option("--output", help="With an ONNX file: name of the output with the answers.")
 @click.option("--force", is_flag=True, help="Replace a bundle at --out.")
 def command(
     model: str,
@@ -212,53 +247,67 @@ def command(
     check_images: tuple[Path, ...],
     engine: str | None,
     capabilities: tuple[str, ...],
+    output: str | None,
     force: bool,
 ) -> None:
     """Make a bundle of MODEL: the folder that every other command takes.
 
     MODEL is the name of a timm model, such as deit_tiny_patch16_224; torchvision:NAME, hf:NAME or
-    clip:NAME; or a folder of Hugging Face transformers. --checkpoint takes your own weights for a
-    model of timm or torchvision. The bundle is compared with the model before it is kept. Needs
-    the extra `export`; explaining does not.
+    clip:NAME; a folder of Hugging Face transformers; or an ONNX file. --checkpoint takes your own
+    weights for a model of timm or torchvision. The bundle is compared with the model before it is
+    kept. Needs the extra `export`, or `onnx` for an ONNX file; explaining does not.
 
     \b
     Examples:
       vitcx export vit_base_patch16_224 --out vit_base
       vitcx export deit_small_patch16_224 --checkpoint mine.pth --out mine
+      vitcx export mine.onnx --mean 0.5 --std 0.5 --crop 0.9 --interpolation bicubic --out mine
     """
     options = BuildOptions(compute_capabilities=capabilities)
     if (engine is None) != (not capabilities):
         raise InputError("--engine and --compute-capability go together: a plan is for a GPU")
     if engine is not None:
         check_capabilities(find_library(engine), capabilities)  # before the work, not after it
+    context = click.get_current_context()
+    common: dict[str, Any] = {
+        "class_names": names_file,
+        "img_size": img_size,
+        "layer": layer,
+        "stage": stage,
+        "block": block,
+        "head": head,
+        "references": references,
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop": crop,
+        "check_images": check_images,
+        "force": force,
+    }
+    from_onnx = is_onnx_file(model)
+    if from_onnx:
+        _refuse_for_onnx(context)
+    elif output is not None:
+        raise InputError("--output goes with an ONNX file")
     with make_console(stderr=True).status("starting") as status:
-        bundle = export_model(
-            model,
-            out,
-            checkpoint=checkpoint,
-            num_classes=num_classes,
-            weights=weights,
-            class_names=names_file,
-            labels=labels,
-            img_size=img_size,
-            layer=layer,
-            stage=stage,
-            block=block,
-            head=head,
-            references=references,
-            mean=mean,
-            std=std,
-            interpolation=interpolation,
-            crop=crop,
-            precision=precision,
-            encoder=encoder,
-            attention=attention,
-            teams=teams,
-            check_images=check_images,
-            force=force,
-            # Nothing where stderr is no terminal: --verbose logs the steps.
-            report=lambda step: status.update(Text(plain(step))),
-        )
+        # Nothing where stderr is no terminal: --verbose logs the steps.
+        common["report"] = lambda step: status.update(Text(plain(step)))
+        if from_onnx:
+            bundle = import_onnx(model, out, output=output, **common)
+        else:
+            bundle = export_model(
+                model,
+                out,
+                checkpoint=checkpoint,
+                num_classes=num_classes,
+                weights=weights,
+                labels=labels,
+                precision=precision,
+                encoder=encoder,
+                attention=attention,
+                teams=teams,
+                **common,
+            )
     tell_of_bundle(bundle, teams_asked=teams is not None)
     if str(out) == "demo":
         say("give it as './demo': 'demo' alone is the embedded model")

@@ -23,8 +23,9 @@ def tell_of_bundle(bundle: Bundle, *, teams_asked: bool) -> None:
     say(f"weights: {m.source}")
     if m.target_kind != "class":
         say(f"a score is {TARGET_KINDS[m.target_kind]}")
+    origin = "torch" if "torch" in m.versions else "the ONNX file"
     say(
-        f"against torch on {m.parity['images']:.0f} images: {_outputs(m)} within "
+        f"against {origin} on {m.parity['images']:.0f} images: {_outputs(m)} within "
         f"{m.parity['probabilities_max_abs']:.1e}, embedding within "
         f"{m.parity['embedding_max_abs']:.1e} (rms {m.parity['embedding_rms_relative']:.1e} "
         "of its own)"

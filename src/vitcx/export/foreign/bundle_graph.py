@@ -1,4 +1,4 @@
-"""Makes the bundle's graph of a file's: its input, its two outputs, and nothing that they do not need.
+"""Makes the bundle's graph of a file's: its input, its two outputs, and what they need.
 
 All added operators are the same in every opset from 11 on.
 """
@@ -75,7 +75,9 @@ def build(
     _add_embedding(graph, value, place)
     flat = "vitcx.answers"
     shape = add_constant(graph, f"{flat}.shape", np.array([-1, answers.count], np.int64))
-    graph.node.append(helper.make_node("Reshape", [answer, shape], [f"{flat}.raw"], name=f"{flat}.raw"))
+    graph.node.append(
+        helper.make_node("Reshape", [answer, shape], [f"{flat}.raw"], name=f"{flat}.raw")
+    )
     graph.node.append(
         helper.make_node("Cast", [f"{flat}.raw"], [flat], name=flat, to=TensorProto.FLOAT)
     )
@@ -86,9 +88,7 @@ def build(
 
 
 def save(model: Any, scratch: Path, path: Path) -> None:
-    """Write a graph whose large weights lie in `scratch`, with them in the same file where they fit,
-    else beside it.
-    """
+    """Write a graph whose large weights lie in `scratch`: in one file with them where they fit."""
     external = [w for w in model.graph.initializer if w.data_location == TensorProto.EXTERNAL]
     places = {w.name: {e.key: e.value for e in w.external_data} for w in external}
     large = sum(int(p["length"]) for p in places.values()) > _ONE_FILE_BYTES
@@ -187,5 +187,3 @@ def _prune(graph: Any) -> None:
 def foreign_operators(model: Any) -> list[str]:
     """The graph's operators that ONNX Runtime alone has."""
     return sorted({n.op_type for n in nodes_of(model.graph) if n.domain == "com.microsoft"})
-
-

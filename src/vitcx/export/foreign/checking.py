@@ -146,9 +146,7 @@ def compare(
     }, record
 
 
-def _batches(
-    p: Preprocessing, squares: Squares, pictures: Sequence[Path]
-) -> Iterator[FloatArray]:
+def _batches(p: Preprocessing, squares: Squares, pictures: Sequence[Path]) -> Iterator[FloatArray]:
     """Normalised batches, of 8-bit pictures: some files take nothing else. The first is of one."""
     yield drawn_picture(p.input_size, p.mean, p.std)
     mean, std = (np.array(values)[:, None, None] for values in (p.mean, p.std))

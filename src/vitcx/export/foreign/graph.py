@@ -171,4 +171,3 @@ def needed_nodes(nodes: list[Any], outputs: list[str]) -> list[Any]:
             kept.append(node)
             wanted.update(inputs_of(node))
     return kept[::-1]
-

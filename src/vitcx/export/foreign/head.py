@@ -77,7 +77,7 @@ class Head:
             norms = np.linalg.norm(values, axis=1, keepdims=True)
             if self.references is not None:
                 norms = values / np.maximum(norms, _LEAST_NORM) @ self.references.T
-            return norms.astype(np.float32)
+            values = norms
         if self.name == "softmax" and not self.given:
             values = np.exp(values - values.max(axis=1, keepdims=True))
             values /= values.sum(axis=1, keepdims=True)
@@ -85,7 +85,8 @@ class Head:
             values = 1 / (1 + np.exp(-values))
         if self.name == "binary":
             values = np.concatenate([1 - values, values], axis=1)
-        return values.astype(np.float32)
+        scores: FloatArray = values.astype(np.float32)
+        return scores
 
     def add_nodes(self, graph: Any, answers: str, output: str) -> None:
         """Add what makes `output` of the value `answers` (B,C) float32 to an onnx.GraphProto.
@@ -113,8 +114,10 @@ class Head:
             add("MatMul", unit, references, name=output)
             return
         if not self.given and self.name in ("softmax", "sigmoid", "binary"):
-            operator = {"softmax": "Softmax"}.get(self.name, "Sigmoid")
-            value = add(operator, value, **({"axis": 1} if operator == "Softmax" else {}))
+            if self.name == "softmax":
+                value = add("Softmax", value, axis=1)
+            else:
+                value = add("Sigmoid", value)
         if self.name == "binary":
             one = add_constant(graph, "vitcx.one", np.array([1], np.float32))
             add("Concat", add("Sub", one, value), value, name=output, axis=1)

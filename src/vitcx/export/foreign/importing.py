@@ -136,7 +136,7 @@ def import_onnx(
         manifest = Manifest(
             **asdict(preprocessing),
             model_name=file.name,
-            source=f"ONNX file: {file.name} (SHA-256 {sha256_of(file)[:12]})",
+            source=f"ONNX file {file.name}{study.notes()}",
             layer=found.place.layer,
             layer_path=found.place.value,
             grid=found.place.grid,
@@ -153,6 +153,11 @@ def import_onnx(
         )
         write_manifest(folder, manifest)
     return read_bundle(target)
+
+
+def is_onnx_file(model: str) -> bool:
+    """Whether what a user calls a model is the path of an ONNX file."""
+    return model.lower().endswith(".onnx")
 
 
 def require_onnx_extra() -> None:

@@ -117,7 +117,7 @@ def find_picture_input(model: Any) -> PictureInput:
         channels, patch = _of_layer(layer, model.graph)
     if channel_axis is None:
         # No convolution tells: the axis that has the size of colours.
-        small = [axis for axis in (1, 3) if dims[axis] is not None and dims[axis] <= _MOST_CHANNELS]
+        small = [axis for axis in (1, 3) if 0 < (dims[axis] or 0) <= _MOST_CHANNELS]
         if len(small) != 1:
             raise InputError(
                 f"the graph takes {shown}, and nothing in it says which axis is that of the "
@@ -126,9 +126,7 @@ def find_picture_input(model: Any) -> PictureInput:
         channel_axis = small[0]
     channels = dims[channel_axis] or channels
     if channel_axis not in (1, 3) or not 1 <= (channels or 0) <= _MOST_CHANNELS:
-        raise InputError(
-            f"the graph takes {shown}; expected pictures (B,3,H,W) or (B,H,W,3)"
-        )
+        raise InputError(f"the graph takes {shown}; expected pictures (B,3,H,W) or (B,H,W,3)")
     last = channel_axis == 3
     height, width = (dims[1], dims[2]) if last else (dims[2], dims[3])
     return PictureInput(
@@ -178,9 +176,7 @@ def choose_size(
     return found[0], found[0]
 
 
-def measure_scaling(
-    source: PictureInput, runner: Runner, size: tuple[int, int]
-) -> Scaling | None:
+def measure_scaling(source: PictureInput, runner: Runner, size: tuple[int, int]) -> Scaling | None:
     """What the graph's own steps before its first layer do; None if they are no scaling of each
     channel by itself.
     """
@@ -195,7 +191,8 @@ def measure_scaling(
         images = np.broadcast_to(picture, (batch, count, *size))
         value = runner.run(source.feed(images), [source.scaled])[source.scaled][:1]
         back = np.argsort(source.order)
-        return value.transpose(tuple(int(axis) for axis in back))[0].astype(np.float64)
+        first: NDArray[np.float64] = value.transpose([int(axis) for axis in back])[0].astype(float)
+        return first
 
     offset = after(np.zeros((count, 1, 1)))[:, 0, 0]
     factors = np.stack([after(row)[:, 0, 0] for row in unit * np.eye(count)[:, :, None, None]])
@@ -226,7 +223,8 @@ def _walk(
     """From the input to the first layer: the value behind all scaling with its axes as the input's,
     and the layer with those of what it takes.
     """
-    value, axes = name, (0, 1, 2, 3)
+    value = name
+    axes: tuple[int, ...] = (0, 1, 2, 3)
     scaled, order = value, axes
     only_scaling = True
     for node in _path(graph, value):

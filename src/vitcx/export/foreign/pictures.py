@@ -72,8 +72,9 @@ def resolve_preprocessing(
     spread = np.array(said.std) / scaling.factor
     shift = np.array(said.mean) - scaling.offset * spread
     if (spread <= 0).any():
-        raise InputError("the graph turns bright into dark before its first layer: use the model "
-                         "without that")
+        raise InputError(
+            "the graph turns bright into dark before its first layer: use the model without that"
+        )
     return override(said, source.channels, _rounded(shift), _rounded(spread), None, None)
 
 

@@ -99,6 +99,7 @@ def choose_place(
     InputError
         If no layer lies as a grid, or not the one that is asked for.
     """
+
     def place(value: str | None) -> Place | None:
         return None if value is None else place_of(value, moved[value], batch_axes, squares)
 
@@ -124,9 +125,7 @@ def choose_place(
     return Found(_layer_of(site, layer, place), len(grids) > 1)
 
 
-def _layer_of(
-    site: Site, layer: str | None, place: Callable[[str | None], Place | None]
-) -> Place:
+def _layer_of(site: Site, layer: str | None, place: Callable[[str | None], Place | None]) -> Place:
     wanted = layer or ("norm1" if site.is_norm and place(site.source) else "block")
     if wanted == "norm1":
         found = place(site.source) if site.is_norm else None

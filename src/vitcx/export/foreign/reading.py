@@ -71,7 +71,9 @@ def read_graph(path: Path) -> Any:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             external_place(tensor, path)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != _bytes_of(tensor):
-            raise InputError(f"the weight '{tensor.name}' of '{path}' has another size than it says")
+            raise InputError(
+                f"the weight '{tensor.name}' of '{path}' has another size than it says"
+            )
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitcx.export.foreign.attention import find_sites
 from vitcx.export.foreign.batch import make_dynamic
-from vitcx.export.foreign.bundle_graph import build
+from vitcx.export.foreign.bundle_graph import build, foreign_operators
 from vitcx.export.foreign.checking import Original
 from vitcx.export.foreign.graph import Graph
 from vitcx.export.foreign.head import Answers, Head, choose_output, resolve_head
@@ -64,9 +64,7 @@ class Study:
     found: Found
     squares: Squares
 
-    def __init__(
-        self, model: Any, path: Path, scratch: Path, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, model: Any, path: Path, scratch: Path, say: Callable[[str], None]) -> None:
         self._say, self._scratch = say, scratch
         self.model, self.halved = normalise(model, path, scratch)
         self.made_dynamic: dict[str, int] = {}
@@ -193,15 +191,13 @@ class Study:
             self.found = Found(_as_layer(place, word), hierarchical=False)
         else:
             sites = [s for s in sites if s.source in moved]
-            self.found = choose_place(
-                sites, moved, batch_axes, self.squares, layer, stage, block
-            )
+            self.found = choose_place(sites, moved, batch_axes, self.squares, layer, stage, block)
         return self.found
 
     def _moved(self, names: Sequence[str]) -> dict[str, list[AnyArray]]:
         """What values are for each picture with a changed square, one at a time."""
         moved: dict[str, list[AnyArray]] = {name: [] for name in names}
-        for image in self.squares.images:
+        for image in self.squares.images if names else ():
             found = self._runner.run(self._feed_of(image[None]), names)
             for name in names:
                 moved[name].append(found[name])
@@ -218,6 +214,19 @@ class Study:
             self.head,
             cut=self.scaling is not None,
         )
+
+    def notes(self) -> str:
+        """What was changed on the way to the bundle, for its source."""
+        notes = []
+        if self.halved:
+            notes.append("half precision became float32")
+        if self.made_dynamic:
+            notes.append("its fixed batch was made dynamic")
+        if self.scaling is not None and not self.scaling.does_nothing:
+            notes.append("the normalisation within it was taken out")
+        if own := foreign_operators(self.model):
+            notes.append(f"{', '.join(own[:4])}: for ONNX Runtime alone")
+        return "".join(f"; {note}" for note in notes)
 
     def original(self) -> Original:
         """The file's own graph, to compare with."""
@@ -253,7 +262,9 @@ class Study:
     def _random_images(self, batch: int) -> AnyArray:
         rng = np.random.default_rng(batch)
         shape = (batch, self.source.channels, *self.size)
-        return rng.integers(0, 256, shape) if self.source.takes_bytes else rng.standard_normal(shape)
+        return (
+            rng.integers(0, 256, shape) if self.source.takes_bytes else rng.standard_normal(shape)
+        )
 
     def _random_feed(self, batch: int) -> dict[str, AnyArray]:
         return self.source.feed(self._random_images(batch))
@@ -270,5 +281,3 @@ def _as_layer(place: Place, layer: str) -> Place:
     return Place(
         place.value, place.layout, place.prefix, place.grid, place.channels, place.fit, layer
     )
-
-
