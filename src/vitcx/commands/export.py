@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from vitcx.commands.export_report import tell_of_bundle
+from vitcx.commands.export_values import parse_crop, parse_layer, parse_numbers, parse_size
 from vitcx.commands.plan import build_and_tell
 from vitcx.commands.terminal import make_console, plain, say
 from vitcx.export import export_model, import_onnx
@@ -39,47 +39,6 @@ _TORCH_OPTIONS = (
     "attention",
     "teams",
 )
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """H or HxW as (H, W)."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value)
-    if match is None:
-        raise click.BadParameter(f"'{value}': expected a side or HxW, such as 384 or 224x320")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _numbers(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float, ...] | None:
-    """Numbers with commas between them."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"'{value}': expected a number, or one for each channel, such as 0.5,0.5,0.5"
-        ) from None
-
-
-def _crop(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
-    """A share, or squash."""
-    if value is None or value == "squash":
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"'{value}': expected a share such as 0.9, or squash") from None
-
-
-def _layer(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """One of the three, or a node's name for an ONNX file."""
-    if value is None or value in LAYERS or is_onnx_file(str(ctx.params.get("model", ""))):
-        return value
-    raise click.BadParameter(f"'{value}' is not one of {', '.join(LAYERS)}")
 
 
 def _refuse_for_onnx(ctx: click.Context) -> None:
@@ -120,13 +79,13 @@ def _refuse_for_onnx(ctx: click.Context) -> None:
 )
 @click.option(
     "--img-size",
-    callback=_size,
+    callback=parse_size,
     metavar="H[xW]",
     help="Input size in pixels; default: the model's own.",
 )
 @click.option(
     "--layer",
-    callback=_layer,
+    callback=parse_layer,
     metavar=f"[{'|'.join(LAYERS)}]",
     help="Embedding: the normalisation before the block's attention (the default where there is "
     "one), the attention, or the block's output. Of an ONNX file the name of a node too.",
@@ -159,11 +118,11 @@ def _refuse_for_onnx(ctx: click.Context) -> None:
 )
 @click.option(
     "--mean",
-    callback=_numbers,
+    callback=parse_numbers,
     metavar="N[,N...]",
     help="Of the pictures' values in [0, 1], for each channel; default: the model's own.",
 )
-@click.option("--std", callback=_numbers, metavar="N[,N...]", help="Likewise.")
+@click.option("--std", callback=parse_numbers, metavar="N[,N...]", help="Likewise.")
 @click.option(
     "--interpolation",
     type=click.Choice(INTERPOLATIONS),
@@ -171,7 +130,7 @@ def _refuse_for_onnx(ctx: click.Context) -> None:
 )
 @click.option(
     "--crop",
-    callback=_crop,
+    callback=parse_crop,
     metavar="SHARE|squash",
     help="Share of the resized picture in the centre that is kept, or squash: the whole picture.",
 )
