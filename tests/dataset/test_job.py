@@ -93,7 +93,7 @@ def test_scores_that_are_no_probabilities_are_called_scores(
     (out / "_job.json").write_text(json.dumps(description))
     capsys.readouterr()
     assert main(arguments(source, out, bundle, "--resume")) == 2
-    assert "begun with another score_column" in capsys.readouterr().err
+    assert "started with another score_column" in capsys.readouterr().err
 
 
 def test_full_resolution_several_targets_and_overlays(

@@ -167,7 +167,7 @@ def test_a_name_that_the_caller_chose_is_refused_where_it_is_taken(tmp_path):
 
 @pytest.mark.parametrize("stem", ["", ".", "a/b", "a\0b"])
 def test_a_stem_that_is_no_file_name_is_refused(tmp_path, stem):
-    with pytest.raises(InputError, match="no file name"):
+    with pytest.raises(InputError, match="not a file name"):
         save_result(Result(), tmp_path, stem)
 
 

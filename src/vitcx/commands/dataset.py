@@ -98,7 +98,7 @@ def command(
 ) -> int:
     """Explain every picture of SOURCE into Parquet files in --out.
 
-    Take it for more pictures than one wants to look at. A job that was stopped goes on with
+    Use it for more pictures than you want to look at. A job that was stopped goes on with
     --resume.
 
     SOURCE is a folder, a quoted pattern, a .csv or .parquet list (columns path, target, x0, y0, x1,

@@ -62,7 +62,7 @@ _GAP, _GROUND = 8, (24, 20, 32)
 def command(out: Path, scenes: int, seed: int, engine: str, presets: tuple[PresetName, ...]) -> int:
     """Explain drawn scenes with the embedded model, and check the maps against what was drawn.
 
-    Take it to see what vitcx does, without a model or pictures of your own. Writes each scene, its
+    Use it to see what vitcx does, without a model or pictures of your own. Writes each scene, its
     overlays, arrays and summary (under NAME.PRESET for all presets but the first), and demo.png:
     all of them on one sheet, a line of maps for each preset.
 

@@ -105,7 +105,7 @@ def command(
 
     Measures deletion and insertion on IMAGES: files, folders, quoted patterns, .csv or .parquet
     lists (columns path, target, x0, y0, x1, y1), or .tar shards. Where boxes are known, it measures
-    pointing and localisation too. Take it to compare methods or settings on your own model. Without
+    pointing and localisation too. Use it to compare methods or settings on your own model. Without
     IMAGES, scenes are drawn, of which the embedded model knows the truth. With --out, a run that
     was stopped goes on where it was. A picture that cannot be read is left out, and the exit code
     is 2.

@@ -58,30 +58,34 @@ def _refuse_for_onnx(ctx: click.Context) -> None:
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Weights (.safetensors, .pth, .ckpt, .pth.tar); without it they come from the hub.",
+    help="Your weights: .safetensors, .pth, .ckpt or .pth.tar.  [default: download them]",
 )
 @click.option(
     "--weights",
     type=click.Choice(("ema", "raw")),
-    help="Of a checkpoint with both: the averaged ones (the default) or the trained ones.",
+    help="Which weights of a checkpoint that holds both: averaged or trained.  [default: ema]",
 )
-@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the weights' own.")
+@click.option(
+    "--num-classes",
+    type=click.IntRange(min=1),
+    help="Number of classes.  [default: that of the weights]",
+)
 @click.option(
     "--class-names",
     "names_file",
     type=click.Path(path_type=Path),
-    help="File of names: JSON, YAML, CSV, or one a line.",
+    help="File with the class names: JSON, YAML, CSV, or one name a line.",
 )
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="With clip:MODEL: file of classes in words, such as 'a photo of a dog', one a line.",
+    help="With clip:MODEL: file with the classes in words, such as 'a photo of a dog', one a line.",
 )
 @click.option(
     "--img-size",
     callback=parse_size,
     metavar="H[xW]",
-    help="Input size in pixels; default: the model's own.",
+    help="Input size in pixels.  [default: the model's]",
 )
 @click.option(
     "--layer",
@@ -93,91 +97,97 @@ def _refuse_for_onnx(ctx: click.Context) -> None:
 @click.option(
     "--stage",
     type=int,
-    help="Of a model with several, from 0; default: that nearest to patches of 16 pixels.",
+    help="Stage, counted from 0.  [default: the one nearest to patches of 16 pixels]",
 )
 @click.option(
     "--block",
     type=int,
     default=-1,
     show_default=True,
-    help="Block in the stage or model, from 0, negative from the end.",
+    help="Block of the stage or model, counted from 0, or from the end if negative.",
 )
 @click.option(
     "--head",
     type=click.Choice(list(HEADS)),
-    help="What the outputs are: classes of which one is true (softmax), labels each for itself "
-    "(sigmoid), one logit of yes or no (binary), values (regression), or features (none). "
-    "Default: what the model says of itself, or softmax.",
+    help="What the outputs are: classes of which one is true (softmax), labels that are each true "
+    "or not (sigmoid), one logit of yes or no (binary), values (regression), or features (none).  "
+    "[default: as the model says, or softmax]",
 )
 @click.option(
     "--reference",
     "references",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="With --head none: picture whose similarity is explained; may be repeated.",
+    help="With --head none: explain the similarity to this picture. Repeat it for several.",
 )
 @click.option(
     "--mean",
     callback=parse_numbers,
     metavar="N[,N...]",
-    help="Of the pictures' values in [0, 1], for each channel; default: the model's own.",
+    help="Mean that is subtracted from values in [0, 1], one for all channels or one for each.  "
+    "[default: the model's]",
 )
-@click.option("--std", callback=parse_numbers, metavar="N[,N...]", help="Likewise.")
+@click.option(
+    "--std",
+    callback=parse_numbers,
+    metavar="N[,N...]",
+    help="Standard deviation that they are divided by.  [default: the model's]",
+)
 @click.option(
     "--interpolation",
     type=click.Choice(INTERPOLATIONS),
-    help="Filter of the resize; default: the model's own.",
+    help="Filter that resizes pictures.  [default: the model's]",
 )
 @click.option(
     "--crop",
     callback=parse_crop,
     metavar="SHARE|squash",
-    help="Share of the resized picture in the centre that is kept, or squash: the whole picture.",
+    help="Share of the resized picture that the centre crop keeps; squash keeps the whole picture.",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Of the graph; what a reduced one costs is measured, on --check-image.",
+    help="Precision of the graph. Export measures what a reduced one costs, on --check-image.",
 )
 @click.option(
     "--encoder",
     type=click.Choice(ENCODERS),
     default="fp32",
     show_default=True,
-    help="Of a reduced precision; same: no float32 graph beside it, and other masks.",
+    help="What gives the masks of a reduced precision: a float32 graph, or the same graph.",
 )
 @click.option(
     "--attention",
     type=click.Choice(("plain", "fused")),
     default="plain",
     show_default=True,
-    help="fused: one ONNX node each, for GPU engines; slower on the CPU.",
+    help="fused writes each attention as one ONNX node: for GPU engines; slower on a CPU.",
 )
 @click.option(
     "--teams/--no-teams",
     default=None,
-    help="Write the graph that scores teams of patches by their tokens; default: where the model "
-    "allows it.",
+    help="Write the graph that scores teams of patches by their tokens.  [default: if the model "
+    "allows it]",
 )
 @click.option(
     "--check-image",
     "check_images",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Picture to compare with torch on, besides drawn ones; may be repeated.",
+    help="Picture on which the bundle is compared with the model. Repeat it for several.",
 )
 @click.option(
     "--engine",
     type=click.Choice(list(FLAVOURS)),
-    help="Build its plan too, to OUT.plan: see 'vitcx plan build'.",
+    help="Also build a plan for this engine, OUT.plan: see 'vitcx plan build'.",
 )
 @click.option(
     "--compute-capability",
     "capabilities",
     multiple=True,
-    help="Of the GPU that is to run the plan, such as 8.9; may be repeated.",
+    help="Compute capability of the plan's GPU, such as 8.9. Repeat it for several.",
 )
 @click.option("--output", help="With an ONNX file: name of the output with the answers.")
 @click.option("--force", is_flag=True, help="Replace a bundle at --out.")

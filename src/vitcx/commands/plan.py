@@ -45,7 +45,7 @@ def command() -> None:
     "capabilities",
     multiple=True,
     required=True,
-    help="Of the GPU that will run the plan, such as 8.9. Repeat it for several.",
+    help="Compute capability of the plan's GPU, such as 8.9. Repeat it for several.",
 )
 @click.option(
     "--engine",

@@ -246,8 +246,8 @@ class Job(Closing):
             changed = sorted({k for k in description if description[k] != found.get(k)} | unknown)
             if changed:
                 raise InputError(
-                    f"the job in '{self._out}' was begun with another {', '.join(changed)}: resume "
-                    "with what it was begun with, or give another --out"
+                    f"the job in '{self._out}' was started with another {', '.join(changed)}: "
+                    "resume with the same, or give another --out"
                 )
         elif any(self._out.glob("part-*.parquet")):
             raise InputError(f"'{self._out}' holds shards but no {JOB_NAME}: give another --out")

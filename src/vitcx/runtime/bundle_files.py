@@ -36,7 +36,7 @@ def read_text(path: Path, most: int = MAX_MANIFEST_BYTES) -> str:
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {first_line(error)}") from None
     if len(content) > most:
-        raise BundleError(f"'{path}' has more than {most} bytes: it is no manifest of a bundle")
+        raise BundleError(f"'{path}' has more than {most} bytes: it is not a bundle's manifest")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

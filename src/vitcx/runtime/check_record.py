@@ -68,9 +68,9 @@ def read_record(folder: Path, manifest: Manifest) -> CheckRecord | None:
         with zipfile.ZipFile(path) as archive:
             arrays = {name: _read(archive, name, shape) for name, shape in shapes.items()}
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise BundleError(f"'{path}' is no check of a bundle: {error}") from None
+        raise BundleError(f"'{path}' is not a bundle's check file: {error}") from None
     except (zlib.error, NotImplementedError, RuntimeError, SyntaxError) as error:
-        raise BundleError(f"'{path}' is no check of a bundle: {error}") from None
+        raise BundleError(f"'{path}' is not a bundle's check file: {error}") from None
     return CheckRecord(**arrays)
 
 

@@ -29,7 +29,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         if type(value) is not hint:
             raise BundleError(f"the manifest's {name} is {shown(value)}, not {hint.__name__}")
         if isinstance(value, str) and not _is_text(value):
-            raise BundleError(f"the manifest's {name} is {shown(value)}, which is no valid text")
+            raise BundleError(f"the manifest's {name} is {shown(value)}, which is not valid text")
         return value
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):

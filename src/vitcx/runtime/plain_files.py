@@ -30,7 +30,7 @@ def open_plain(path: str | Path) -> BinaryIO:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(path)!r:.300} is no name of a file ({error})") from None
+        raise InputError(f"{str(path)!r:.300} is not a file name ({error})") from None
     try:
         _check_kind(path, os.fstat(handle).st_mode)
         return os.fdopen(handle, "rb")

@@ -157,7 +157,7 @@ def _stems(stem: str) -> Iterator[str]:
 def _short(stem: str) -> str:
     """The stem, cut where a file name could not hold it; with a digest, so that two stay two."""
     if not stem or Path(stem).name != stem or "\0" in stem:
-        raise InputError(f"{stem!r} is no file name: give a name without folders")
+        raise InputError(f"{stem!r} is not a file name: give a name without folders")
     encoded = os.fsencode(stem)
     most = 255 - _NAME_ROOM
     if len(encoded) <= most:

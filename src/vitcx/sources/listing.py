@@ -57,7 +57,7 @@ def list_items(
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(source)!r:.300} is no name of a file ({error})") from None
+        raise InputError(f"{str(source)!r:.300} is not a file name ({error})") from None
     if items is None:
         raise InputError(f"no folder, file or pattern '{source}' matches anything")
     if not items:

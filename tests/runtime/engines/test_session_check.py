@@ -209,7 +209,7 @@ def test_a_record_that_is_none_is_refused(bundle):
     content = path.read_bytes()
     for broken in (b"", b"PK", content[:-30], content[:300] + bytes(60) + content[360:]):
         path.write_bytes(broken)
-        with pytest.raises(BundleError, match="no check of a bundle"):
+        with pytest.raises(BundleError, match="not a bundle's check file"):
             read_record(bundle.path, bundle.manifest)
     for changed in (
         dataclasses.replace(record, images=record.images[:, :2]),
@@ -219,7 +219,7 @@ def test_a_record_that_is_none_is_refused(bundle):
         dataclasses.replace(record, probabilities=np.array([object()])),
     ):
         write_record(bundle.path, changed)
-        with pytest.raises(BundleError, match="no check of a bundle") as caught:
+        with pytest.raises(BundleError, match="not a bundle's check file") as caught:
             read_record(bundle.path, bundle.manifest)
         assert str(caught.value).isprintable()
 

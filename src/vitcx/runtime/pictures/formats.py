@@ -113,7 +113,7 @@ def _check_ppm(file: BinaryIO) -> None:
     file.seek(0)
     header = _PPM_HEADER.match(file.read(_PPM_HEADER_BYTES))
     if header is None:
-        raise InputError("is no binary PPM or PGM picture (P5, P6) with a short header")
+        raise InputError("is not a binary PPM or PGM picture (P5, P6) with a short header")
     if int(header[4][:6]) not in ((255, 65535) if header[1] == b"5" else (255,)):
         raise InputError(
             f"has values up to {header[4][:6].decode()}, and 255 is read (in grey also 65535): "
