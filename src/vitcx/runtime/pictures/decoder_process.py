@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -41,8 +40,6 @@ _ROOM_BYTES = 4 << 30
 _SEND, _DROP = b"y", b"n"
 _STARTING_SECONDS = 60.0
 _STRIP_PIXELS = 1 << 18
-# Files that keep a decoder busy should not take the cores that explain.
-_NICENESS = 5
 
 
 class Decoder:
@@ -195,8 +192,6 @@ def serve() -> None:
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the parent, which then closes stdin
     _bound_memory()
-    if hasattr(os, "nice"):
-        os.nice(_NICENESS)
     answers.write(b"!")
     answers.flush()
     while head := asked.read(_ASK.size):
