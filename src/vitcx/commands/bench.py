@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from vitcx.commands.options import imprecise_option
+from vitcx.commands.options import device_option, imprecise_option
 from vitcx.commands.terminal import make_console, plain, say, say_json
 from vitcx.evaluation.speed import (
     describe_machine,
@@ -87,6 +87,7 @@ _NOISE_PICTURES = 2
     help=f"One of {', '.join(ESTIMATORS)}. Repeat it to compare estimators.",
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: every core]")
+@device_option
 @imprecise_option
 @click.option(
     "--rounds",
@@ -106,6 +107,7 @@ def command(
     methods: tuple[str, ...],
     estimators: tuple[str, ...],
     threads: int | None,
+    device: int | None,
     allow_imprecise: bool,
     rounds: int,
     quick: bool,
@@ -140,7 +142,7 @@ def command(
         ):
             try:
                 explainer = stack.enter_context(
-                    load(bundle, engine, threads, size, allow_imprecise)
+                    load(bundle, engine, threads, size, allow_imprecise, device)
                 )
             except (EngineError, MissingExtraError) as error:
                 left_out[f"{bundle} on {engine}"] = str(error)

@@ -23,6 +23,7 @@ from vitcx.commands.terminal import say, say_json
 from vitcx.dataset.job import OVERLAYS_NAME, Job, Output
 from vitcx.dataset.ray_job import job_arguments, run_on_ray
 from vitcx.dataset.shards import DTYPES, RESOLUTIONS, import_pyarrow
+from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import load
 from vitcx.sources.listing import list_items
 
@@ -89,6 +90,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    device: int | None,
     allow_imprecise: bool,
     on_ray: bool,
     ray_workers: str,
@@ -111,13 +113,15 @@ def command(
       vitcx dataset "train-*.tar" --bundle vit_base --out shards --resume
     """
     import_pyarrow()
+    if on_ray and device is not None:
+        raise InputError("with --ray each worker has a GPU from Ray: leave --device out")
     items = list_items(source, apart_from=out / OVERLAYS_NAME)
     output = Output(resolution, dtype, shard_size, overlays)
     wanted = parse_targets(targets)
     chosen = given_settings(settings)
     start = time.monotonic()
     with (
-        load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
+        load(bundle, engine, threads, batch_size, allow_imprecise, device) as explainer,
         Job(explainer, items, out, output, targets=wanted, resume=resume, **chosen) as job,
     ):
         columns = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn())

@@ -98,6 +98,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    device: int | None,
     allow_imprecise: bool,
     as_json: bool,
 ) -> int:
@@ -130,7 +131,7 @@ def command(
             failed[picture.name] = f"{error}"
             say(f"vitcx: {error}", err=True)
 
-    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise, device) as explainer:
         manifest = explainer.manifest
         listed = list_pictures(items, annotated, manifest.class_names, explain_label=explain_label)
         scene_list = [] if items else list(scene_subjects(manifest, limit or scenes))

@@ -27,7 +27,7 @@ from vitcx.runtime.explainer import load
 from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pictures.reading import ArrayFile
 from vitcx.runtime.result_files import ResultFolder, SavedResult, is_result
-from vitcx.runtime.targets import resolve_targets
+from vitcx.runtime.targets import resolve_targets, with_against
 from vitcx.sources.items import Item
 from vitcx.sources.listing import list_all
 
@@ -44,6 +44,10 @@ _MOST_NAMED = 10  # pictures in one line
     multiple=True,
     help="Class to explain: a name, an index, or top5 for the five likeliest. Repeat it for "
     "several; all of them cost one run.  [default: top1]",
+)
+@click.option(
+    "--against",
+    help="Why --target and not this class: the map is the difference, from the same run.",
 )
 @engine_options
 @setting_options
@@ -63,9 +67,11 @@ def command(
     out: Path,
     bundle: str,
     targets: tuple[str, ...],
+    against: str | None,
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    device: int | None,
     allow_imprecise: bool,
     input_npy: bool,
     figure: bool,
@@ -84,15 +90,18 @@ def command(
     Examples:
       vitcx explain photo.jpg --bundle vit_base --out out
       vitcx explain photos/ --bundle vit_base --target top5 --out out
+      vitcx explain photo.jpg --bundle vit_base --target tabby --against lynx --out out
     """
     if figure:
         _need_matplotlib()
     check_out_folder(out)
     items = _arrays(images) if input_npy else _pictures(images, out)
     wanted = parse_targets(targets)
+    if against is not None:
+        wanted = with_against(wanted, against)
     failed: list[Item] = []
     folder = ResultFolder(out, [_path(item) for item in items])
-    with load(bundle, engine, threads, batch_size, allow_imprecise) as explainer:
+    with load(bundle, engine, threads, batch_size, allow_imprecise, device) as explainer:
         names = explainer.manifest.class_names
         resolve_targets(wanted, np.zeros(len(names), np.float32), names)  # wrong for all: said once
         template = explainer.request(None, wanted, **given_settings(settings))
@@ -100,13 +109,15 @@ def command(
             replace(
                 template,
                 image=ArrayFile(_path(item)) if input_npy else item.picture(),
-                targets=wanted if item.target is None else item.target,
+                targets=_targets_of(item, wanted, against),
             )
             for item in items
         )
         with progress_bar(wanted=len(items) > 1) as progress:
             bar = progress.add_task("explaining", total=len(items))
             for item, result in zip(items, results, strict=True):
+                if against is not None:
+                    result = _difference(result)
                 if isinstance(result, Exception):
                     failed.append(item)
                     progress.console.print(_failure(item, result), soft_wrap=True)
@@ -163,6 +174,21 @@ def _need_matplotlib() -> None:
 def parse_targets(words: tuple[str, ...]) -> Any:
     """The words of --target as `resolve_targets` takes them; None where there are none."""
     return (list(words) if len(words) > 1 else words[0]) if words else None
+
+
+def _targets_of(item: Item, wanted: Any, against: str | None) -> Any:
+    """The targets of a picture: its own, if its list has one."""
+    if item.target is None:
+        return wanted
+    return item.target if against is None else with_against(item.target, against)
+
+
+def _difference(result: Explanation | Exception) -> Explanation | Exception:
+    """Of an explanation whose last target is the class that the others are held against."""
+    try:
+        return result if isinstance(result, Exception) else result.minus()
+    except InputError as error:
+        return error
 
 
 def _failure(item: Item, error: Exception) -> str:

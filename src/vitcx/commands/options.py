@@ -69,6 +69,14 @@ imprecise_option = click.option(
     section=_ENGINE_SECTION,
     help="Load a reduced precision even if its maps are too far from fp32's.",
 )
+device_option = click.option(
+    "--device",
+    type=click.IntRange(min=0),
+    metavar="N",
+    cls=_SectionOption,
+    section=_ENGINE_SECTION,
+    help="Index of the GPU, for an engine that runs on one.  [default: the first]",
+)
 # What `vitcx.load` takes beside the bundle.
 engine_options = _all(
     click.option(
@@ -95,6 +103,7 @@ engine_options = _all(
         section=_ENGINE_SECTION,
         help="Rows of a mask batch.  [default: the engine's]",
     ),
+    device_option,
     imprecise_option,
 )
 

@@ -126,6 +126,7 @@ def command(
     engine: str,
     threads: int | None,
     batch_size: int | None,
+    device: int | None,
     allow_imprecise: bool,
     queue: int,
     deadline: float,
@@ -159,7 +160,7 @@ def command(
     hosts = (*LOOPBACK_HOSTS, host, *allowed_hosts)
     with (
         _listen(host, port) as listening,  # before the model is loaded, which takes its time
-        load(bundle, engine, threads, batch_size, allow_imprecise) as explainer,
+        load(bundle, engine, threads, batch_size, allow_imprecise, device) as explainer,
     ):
         _warm_up(explainer)
         app = make_app(explainer, limits, token, hosts, preset, model_name)

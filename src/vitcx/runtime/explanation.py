@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vitcx.runtime.pictures.gallery import at_shown_size, side_by_side
 from vitcx.runtime.pictures.overlay import add_caption, overlay
 from vitcx.runtime.remarks import flat_remark, scores_alike
 from vitcx.runtime.result_files import save_result
+from vitcx.runtime.summary import difference_of, summary_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +57,8 @@ class Explanation:
     box : (left, top, right, bottom), what the model saw of `original`, in its pixels.
     target_kind : what a target is, one of `vitcx.runtime.manifest.TARGET_KINDS`.
     image : the path or name that the picture was given by; None for arrays and PIL images.
+    against : index and name of the class that maps and impacts are the difference to; None where
+        they are the targets' own. See `minus`.
     """
 
     saliency: FloatArray
@@ -72,6 +75,7 @@ class Explanation:
     box: tuple[float, float, float, float]
     target_kind: str = "class"
     image: str | None = None
+    against: tuple[int, str] | None = None
 
     def __repr__(self) -> str:
         titles = [self.title(i) for i in range(min(len(self.targets), MOST_NAMED))]
@@ -150,11 +154,32 @@ class Explanation:
         """
         return np.asarray(self.saliency[i] - self.saliency[j], dtype=np.float32)
 
+    def minus(self, j: int = -1) -> Explanation:
+        """Why each of the other targets and not target `j`: maps and impacts are the differences.
+
+        See `contrast`. The result has one target fewer, and `against` says which.
+
+        Raises
+        ------
+        InputError
+            If there is no other target, or one is the same class.
+        """
+        return replace(self, **difference_of(self, j))
+
     def title(self, i: int = 0) -> str:
-        """The name of target `i` and its probability, or its score as a number."""
-        score = self.probabilities[self.targets[i]]
-        shown = f"{score:.1%}" if self.scores_are_probabilities else f"{score:.4g}"
-        return f"{self.target_names[i]}  {shown}"
+        """The name of target `i` and its probability, or its score as a number.
+
+        Where maps are differences, the same of the other class follows.
+        """
+        title = f"{self.target_names[i]}  {self._score_in_words(self.targets[i])}"
+        if self.against is None:
+            return title
+        index, name = self.against
+        return f"{title}, not {name}  {self._score_in_words(index)}"
+
+    def _score_in_words(self, index: int) -> str:
+        score = self.probabilities[index]
+        return f"{score:.1%}" if self.scores_are_probabilities else f"{score:.4g}"
 
     def figure(self, i: int = 0, *, masks: int = 6) -> Figure:
         """A figure: picture, saliency, coverage, and the strongest `masks` masks by impact.
@@ -210,7 +235,9 @@ class Explanation:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, as `save` writes them."""
+        against = {} if self.against is None else {"against": np.asarray(self.against[0], np.int64)}
         return {
+            **against,
             "saliency": self.saliency,
             "targets": np.asarray(self.targets, dtype=np.int64),
             "probabilities": self.probabilities,
@@ -221,25 +248,7 @@ class Explanation:
 
     def summary(self) -> dict[str, Any]:
         """What is not an array, ready for JSON."""
-        return {
-            "targets": [
-                {
-                    "index": index,
-                    "name": name,
-                    self.score_word: float(self.probabilities[index]),
-                    "mean_impact": float(self.impacts[i].mean()) if self.impacts.size else 0.0,
-                    "peak_xy": self.peak(i),
-                }
-                for i, (index, name) in enumerate(zip(self.targets, self.target_names, strict=True))
-            ],
-            "target_kind": self.target_kind,
-            "masks": len(self.masks),
-            "remarks": list(self.remarks),
-            "seen_box": [round(float(edge), 3) for edge in self.box],
-            "settings": dict(self.settings),
-            "timings": {stage: round(seconds, 6) for stage, seconds in self.timings.items()},
-            "provenance": dict(self.provenance),
-        }
+        return summary_of(self)
 
     def peak(self, i: int = 0) -> tuple[float, float]:
         """(x, y) of the highest saliency of target `i`, in pixels of the original picture."""

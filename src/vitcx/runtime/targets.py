@@ -81,6 +81,26 @@ def count_targets(targets: Any) -> int:
     return 1
 
 
+def with_against(targets: Any, against: Any) -> list[Any]:
+    """`targets` with the class that they are held against as the last: see `Explanation.minus`.
+
+    Parameters
+    ----------
+    targets : as `resolve_targets` takes them; None is the likeliest class.
+    against : an index or a word.
+
+    Raises
+    ------
+    InputError
+        If `against` is not one class.
+    """
+    listed = _are_several(against) and not isinstance(against, str)
+    if listed or count_targets(against) != 1:
+        raise InputError(f"against is {against!r:.100}, expected one class: its name or index")
+    several = _are_several(targets) and not isinstance(targets, str)
+    return [*(targets if several else ["top1" if targets is None else targets]), against]
+
+
 def read_target(cell: Any) -> int | str | None:
     """A target out of a table, whose columns may hold numbers as floats and gaps as NaN.
 

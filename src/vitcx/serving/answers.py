@@ -97,13 +97,18 @@ def render(
         with drawing():
             if time.monotonic() > deadline:
                 raise Refused(504, f"not done within {limits.deadline:g} s")
-            result.overlay(0, strength=asked.strength).save(buffer, "png")
+            _asked_for(result, asked).overlay(0, strength=asked.strength).save(buffer, "png")
         return buffer.getvalue()
     if kind == NPZ:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **result.arrays())  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **_asked_for(result, asked).arrays())  # type: ignore[arg-type]
         return buffer.getvalue()
     return json.dumps(as_json(result, asked), ensure_ascii=False).encode()
+
+
+def _asked_for(result: Explanation, asked: Asked) -> Explanation:
+    """The explanation, or its difference to the last target if that is what was asked."""
+    return result.minus() if asked.against else result
 
 
 def as_json(result: Explanation, asked: Asked) -> dict[str, Any]:
@@ -111,6 +116,7 @@ def as_json(result: Explanation, asked: Asked) -> dict[str, Any]:
 
     Maps are base64 of raw little-endian values, row by row, with their shape beside them.
     """
+    result = _asked_for(result, asked)
     answer = result.summary()
     answer["picture"] = {"width": result.original.width, "height": result.original.height}
     # Names of classes are not in the explanation for classes that were not targets: indices do.

@@ -15,7 +15,7 @@ from vitcx.runtime.pictures.decoders import DECODE_SECONDS
 from vitcx.runtime.pictures.reading import EncodedPicture
 from vitcx.runtime.settings import SETTING_NAMES as EXPLAIN_SETTINGS
 from vitcx.runtime.settings import Request, Settings
-from vitcx.runtime.targets import count_targets
+from vitcx.runtime.targets import count_targets, with_against
 from vitcx.serving import json_text
 from vitcx.serving.base64_text import read_base64
 from vitcx.serving.forms import read_form
@@ -37,11 +37,13 @@ class Asked:
     include: frozenset[str]
     masks: int
     strength: float
+    against: bool = False
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     image: str
     targets: msgspec.Raw = msgspec.Raw()
+    against: msgspec.Raw = msgspec.Raw()
     settings: msgspec.Raw = msgspec.Raw()
     include: msgspec.Raw = msgspec.Raw()
     masks: msgspec.Raw = msgspec.Raw()
@@ -116,7 +118,7 @@ def _loosely(name: str, text: str) -> Any:
     except InputError:
         return text
     # A number that is written as text is a word, here as on the command line.
-    return text if name == "targets" and isinstance(value, int | float) else value
+    return text if name in ("targets", "against") and isinstance(value, int | float) else value
 
 
 def make_asked(
@@ -142,7 +144,7 @@ def make_asked(
     settings = given.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise InputError("'settings' is not an object")
-    targets = given.pop("targets", None)
+    targets, against = given.pop("targets", None), given.pop("against", None)
     include = given.pop("include", None) or []
     if isinstance(include, str):
         include = include.split(",")
@@ -158,9 +160,11 @@ def make_asked(
     if given:
         names = ", ".join(sorted(str(name)[:50] for name in given))
         raise InputError(f"there is no field called {names}")
+    if against is not None:
+        targets = with_against(targets, against)
     wanted = check_targets(targets, limits.targets)
     request = make_request(explainer, picture, wanted, settings, limits, preset=preset)
-    return Asked(request, frozenset(include), masks, float(strength))
+    return Asked(request, frozenset(include), masks, float(strength), against is not None)
 
 
 def check_answer(expected_bytes: int, limits: Limits) -> None:

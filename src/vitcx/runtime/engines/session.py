@@ -103,6 +103,7 @@ class Session(Closing, abc.ABC):
     precision : what it computes in; empty where that is as the bundle's graph says.
     encoder_precision : the same of `encode`, where that is not what its graph says.
     batch_size : the rows of a full batch.
+    plan : which compiled plan it runs, in words; empty where the engine has none.
     scores_teams : whether it scores teams of tokens: the bundle has the graph, and the engine runs
         it.
     makes_masks : whether it makes and clusters masks where the embedding lies.
@@ -117,6 +118,7 @@ class Session(Closing, abc.ABC):
     device: str
     precision: str = ""
     encoder_precision: str = ""
+    plan: str = ""
     batch_size: int
     scores_teams: bool = False
     makes_masks: bool = False

@@ -225,8 +225,18 @@ class Steps:
             "device": self.session.device,
             "execution_precision": computed_in,
             "encoder_precision": self.session.encoder_precision or encoded_in,
+            **({"plan": self.session.plan} if self.session.plan else {}),
+            "teams_graph": self._teams_graph(),
             "vitcx": _version(),
         }
+
+    def _teams_graph(self) -> str:
+        """Whether teams of tokens could be asked, in words."""
+        if self.session.scores_teams:
+            return "open"
+        if self.manifest.token_grid is None:
+            return "none in the bundle"
+        return f"not run by {self.session.engine}"
 
 
 def _order(request: Request) -> MaskOrder | None:

@@ -29,7 +29,7 @@ from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
 from vitcx.runtime.engines.tensorrt.context_pool import ContextPool
 from vitcx.runtime.engines.tensorrt.encode_context import EncodeContext
 from vitcx.runtime.engines.tensorrt.library import find_library
-from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for
+from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for, plan_key
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, TEAMS, Shapes
 from vitcx.runtime.engines.tensorrt.team_context import TeamContext
 from vitcx.runtime.errors import BundleError, EngineError
@@ -102,6 +102,7 @@ class TensorRTSession(Session):
         self.scores_teams = self._opened.teams is not None
         with self._gpu.current(), self._opened.encoders.take() as encoder:
             self.makes_masks = encoder.makes_masks
+        self.plan = self._opened.plan
 
     def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
         probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
@@ -176,6 +177,9 @@ class _Opened(Closing):
 
     def __init__(self, order: PlanOrder, gpu: Gpu) -> None:
         self.shapes = order.shapes
+        self.plan = (
+            f"{order.library.flavour} {order.library.version}, {plan_key(order).digest()[:16]}"
+        )
         parts = order.parts()
         scorer = _open(parts[SCORE], gpu)
         encoder = scorer if parts[ENCODE] == parts[SCORE] else _open(parts[ENCODE], gpu)
