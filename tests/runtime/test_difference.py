@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vitcx
 from tests.tiny_bundle import random_picture, write_tiny_bundle
@@ -35,12 +36,12 @@ def explainer(bundle: Path) -> Iterator[Explainer]:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
-    random_picture().save(path)
+    Image.fromarray(random_picture(4)).save(path)
     return path
 
 
 def test_maps_and_impacts_are_differences(explainer: Explainer) -> None:
-    both = explainer.explain(random_picture(), [3, 1, 0])
+    both = explainer.explain(random_picture(4), [3, 1, 0])
     found = both.minus(1)
     assert (found.targets, found.against) == ((3, 0), (1, both.target_names[1]))
     np.testing.assert_array_equal(found.saliency[0], both.contrast(0, 1))
@@ -60,8 +61,8 @@ def test_maps_and_impacts_are_differences(explainer: Explainer) -> None:
 
 @pytest.mark.parametrize("targets", [[2], [2, 2]])
 def test_a_class_is_not_held_against_itself(explainer: Explainer, targets: list[int]) -> None:
-    with pytest.raises(InputError, match="are the same, .*: give two"):
-        explainer.explain(random_picture(), targets).minus()
+    with pytest.raises(InputError, match="are the same"):
+        explainer.explain(random_picture(4), targets).minus()
 
 
 def test_what_is_held_against_is_one_class() -> None:
