@@ -36,7 +36,7 @@ from benchmarks.methods import (
     shapley_method,
 )
 from benchmarks.models import DEMO, Model, open_model
-from benchmarks.price_report import draw_table, summarise
+from benchmarks.price_report import draw_table, keep_common, summarise
 from vitcx.commands.progress import progress_bar, skip
 from vitcx.evaluation.curves import CANVASES, Question, score_curves
 from vitcx.evaluation.records import Records
@@ -170,6 +170,7 @@ def measure(
 @click.option("--threads", type=int, help="CPU threads of the engine and of torch.")
 @click.option("--authors-code", help="FILE.py:FUNCTION of a checkout of the authors' repository.")
 @click.option("--shapley", type=click.Path(path_type=Path), help="Weights, for 'demo'.")
+@click.option("--common", is_flag=True, help="Report only pictures that every method explained.")
 @click.option("--report", "only_report", is_flag=True, help="Measure nothing: draw what is kept.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder.")
 def main(
@@ -188,6 +189,7 @@ def main(
     threads: int | None,
     authors_code: str | None,
     shapley: Path | None,
+    common: bool,
     only_report: bool,
     out: Path,
 ) -> None:
@@ -232,6 +234,8 @@ def main(
                 left_out = _measure(model, subjects, labels, records, counts, authors_code, shapley)
             names = {subject.name for subject in subjects}
             lines = [r for r in records if r["image"] in names and r["canvas"] in counts]
+            if common:
+                lines = keep_common(lines)
             found = summarise(lines, labels, reference)
             report["models"][name] = {
                 "model": manifest.model_name,

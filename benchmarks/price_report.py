@@ -57,6 +57,15 @@ def summarise(
     return result
 
 
+def keep_common(records: Sequence[Record]) -> list[Record]:
+    """Those of the pictures that every method has, on every canvas that any method has."""
+    pictures: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        pictures.setdefault((record["method"], record["canvas"]), set()).add(record["image"])
+    common = set.intersection(*pictures.values()) if pictures else set()
+    return [record for record in records if record["image"] in common]
+
+
 def draw_table(name: str, found: Mapping[str, Any], reference: str | None) -> Table:
     canvases = list(next(iter(found.values()))["srg"]) if found else []
     table = Table(title=name, box=None, pad_edge=False, title_justify="left")

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 from benchmarks import price_faithfulness, price_picture
 from benchmarks.methods import parse_method
 from benchmarks.price_picture import draw
-from benchmarks.price_report import summarise
+from benchmarks.price_report import keep_common, summarise
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.explainer import Explainer
 
@@ -130,6 +130,19 @@ def test_differences_are_over_the_pictures_that_both_have() -> None:
     assert found["B"]["minus_reference"]["zero"]["count"] == 1
     assert found["B"]["minus_reference"]["zero"]["mean"] == pytest.approx(0.2)
     assert found["A"]["srg"]["zero"]["mean"] == pytest.approx(0.3)
+
+
+def test_common_are_the_pictures_of_every_method_and_canvas() -> None:
+    have = {("a", "zero"): "xyz", ("a", "blur"): "xy", ("b", "zero"): "yx", ("b", "blur"): "yz"}
+    records = [
+        {"method": method, "canvas": canvas, "image": image}
+        for (method, canvas), images in have.items()
+        for image in images
+    ]
+    kept = keep_common(records)
+    assert {record["image"] for record in kept} == {"y"}
+    assert len(kept) == 4
+    assert keep_common([]) == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
