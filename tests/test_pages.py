@@ -75,7 +75,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow, pytest.mark.timeout(1800)] if name in SLOW else [],
+        )
         for name in NAMES
         if runs(name)
     ],
