@@ -122,10 +122,11 @@ def test_the_option_and_the_variable(bundle: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_settings_that_a_client_gives_are_not_changed(bundle: str) -> None:
+    from vitcx.serving.limits import Limits
     from vitcx.serving.reading import make_request
 
     given = {"seed": 3}
     with vitcx.load(bundle, "onnxruntime", 1, 8) as explainer:
-        request = make_request(explainer, random_picture(0), None, given, preset="quick")
+        request = make_request(explainer, random_picture(0), None, given, Limits(), preset="quick")
     assert json.dumps(given) == '{"seed": 3}'
     assert request.settings.estimator == "teams"

@@ -90,7 +90,7 @@ def command(
     Examples:
       vitcx explain photo.jpg --bundle vit_base --out out
       vitcx explain photos/ --bundle vit_base --target top5 --out out
-      vitcx explain photo.jpg --bundle vit_base --target tabby --against lynx --out out
+      vitcx explain photo.jpg --target fish --against boat --out out
     """
     if figure:
         _need_matplotlib()

@@ -230,7 +230,8 @@ def command(
     Examples:
       vitcx export vit_base_patch16_224 --out vit_base
       vitcx export deit_small_patch16_224 --checkpoint mine.pth --out mine
-      vitcx export mine.onnx --mean 0.5 --std 0.5 --crop 0.9 --interpolation bicubic --out mine
+      vitcx export my.onnx --mean 0.5 --std 0.5 --crop 0.9 \\
+          --interpolation bicubic --out mine
     """
     options = BuildOptions(compute_capabilities=capabilities)
     if (engine is None) != (not capabilities):
