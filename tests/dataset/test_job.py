@@ -372,7 +372,7 @@ def run_and_kill(words: list[str], after: float, how: signal.Signals) -> int:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_killed_and_resumed_gives_the_same_bytes(
     pictures: Path, tmp_path: Path, bundle: str, how: str
 ) -> None:

@@ -18,7 +18,7 @@ def libraries(tmp_path_factory):
     return emulated_driver.build(tmp_path_factory.mktemp("driver"))
 
 
-@pytest.mark.parametrize("delay_us", [0, 300])
+@pytest.mark.parametrize("delay_us", [pytest.param(0, marks=pytest.mark.slow), 300])
 def test_the_kernels_tests_for_a_gpu_pass(libraries, delay_us):
     arguments = ("-m", "gpu", "tests/kernels/gpu/test_gpu.py")
     outcomes, output = emulated_driver.run_tests(libraries, *arguments, delay_us=delay_us)
@@ -27,7 +27,7 @@ def test_the_kernels_tests_for_a_gpu_pass(libraries, delay_us):
     assert outcomes["passed"] >= 33
 
 
-@pytest.mark.parametrize("delay_us", [0, 2000])
+@pytest.mark.parametrize("delay_us", [0, pytest.param(2000, marks=pytest.mark.slow)])
 def test_explanations_on_the_emulated_driver(libraries, delay_us):
     pytest.importorskip("onnx")
     path = "tests/runtime/engines/emulated_sessions.py"

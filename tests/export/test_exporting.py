@@ -107,9 +107,9 @@ def test_the_graph_holds_no_paths_or_traces(vit_bundle: Bundle) -> None:
     [
         ("vit", (64, 64), {}),
         ("deit_distilled", (64, 96), {"layer": "attn"}),
-        ("deit3", (64, 64), {"layer": "block", "block": 0}),
-        ("vit_registers", (70, 56), {}),
-        ("swin", (64, 96), {"layer": "attn", "stage": 1}),
+        pytest.param("deit3", (64, 64), {"layer": "block", "block": 0}, marks=pytest.mark.slow),
+        pytest.param("vit_registers", (70, 56), {}, marks=pytest.mark.slow),
+        pytest.param("swin", (64, 96), {"layer": "attn", "stage": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_families_end_to_end(
