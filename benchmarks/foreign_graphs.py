@@ -66,7 +66,7 @@ def make_model(family: str) -> nn.Module:
     torch.manual_seed(0)
     if family in _TIMM:
         name, arguments = _TIMM[family]
-        model = import_timm().create_model(name, **arguments)
+        model: nn.Module = import_timm().create_model(name, **arguments)
     else:
         model = _Logits(_hugging_face(family))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.serving.running import serving
+from tests.serving.running import serving  # type: ignore[import-not-found,unused-ignore]
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 # Name: width and height of the window, colour scheme.

@@ -11,11 +11,12 @@ from PIL import Image
 import vitcx
 from vitcx.runtime.pictures.gallery import side_by_side
 from vitcx.runtime.pictures.overlay import add_caption
+from vitcx.runtime.presets import PresetName
 
 # All in the public domain.
 PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
 HEIGHT = 224
-PRESETS = ("paper", "balanced")
+PRESETS: tuple[PresetName, ...] = ("paper", "balanced")
 
 
 @click.command()

@@ -149,8 +149,8 @@ def workload(gpu: Gpu) -> None:
         weighted = gpu.allocate((2, 40, 7, 7), np.float32, stream)
         mask_kernels.gram_apply(launcher, low, gram, gram, weighted, stream)
         vectors = rng.normal(size=(2, 40, 5))
-        gram = np.ascontiguousarray(vectors @ vectors.swapaxes(1, 2), np.float32)
-        products = gpu.upload(gram, stream)
+        cosines = np.ascontiguousarray(vectors @ vectors.swapaxes(1, 2), np.float32)
+        products = gpu.upload(cosines, stream)
         mask_kernels.cosine_distance(launcher, products, stream)
         clusters = mask_kernels.Clusters(
             gpu.allocate((2, 40), np.int32, stream),
