@@ -56,6 +56,7 @@ def test_it_names_the_object_of_a_fresh_scene(explainer: vitcx.Explainer) -> Non
     assert right >= 950
 
 
+@pytest.mark.slow
 def test_it_names_both_objects_of_a_fresh_scene(explainer: vitcx.Explainer) -> None:
     """Measured: 947 of 1000 with both among the top 2."""
     scenes = [make_scene(FIRST_FRESH_SEED + i, objects=2) for i in range(1000)]

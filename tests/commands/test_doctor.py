@@ -46,7 +46,7 @@ def test_doctor_lists_every_extra_with_the_line_that_installs_it(capsys, monkeyp
     monkeypatch.setattr(metadata, "version", version)
     main(["doctor"])
     out = capsys.readouterr().out
-    listed = set(metadata.metadata("vitcx").get_all("Provides-Extra")) - {"dev"}
+    listed = set(metadata.metadata("vitcx").get_all("Provides-Extra")) - {"dev", "docs"}
     assert {extra.name for extra in read_extras()} == listed
     assert all(f"  {name} " in out for name in listed)
     assert "pip install 'vitcx[plot]'" in out

@@ -79,10 +79,10 @@ LARGE = ("--resolution", "full", "--target", "top5")  # about 22 KiB a shard
     ("disk", "more", "whole_shards"),
     [
         pytest.param("size=64k", LARGE, 2, id="in a shard"),
-        pytest.param("size=24k", ("--overlays",), 1, id="in an overlay"),
+        pytest.param("size=24k", ("--overlays",), 1, id="in an overlay", marks=pytest.mark.slow),
         # The disk's own folder, the job's, its lock and description, the digests', a shard and its
         # digest.
-        pytest.param("size=1m,nr_inodes=7", (), 1, id="no more files"),
+        pytest.param("size=1m,nr_inodes=7", (), 1, id="no more files", marks=pytest.mark.slow),
     ],
 )
 def test_a_job_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(

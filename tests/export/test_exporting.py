@@ -106,7 +106,7 @@ def test_the_graph_holds_no_paths_or_traces(vit_bundle: Bundle) -> None:
     ("family", "size", "options"),
     [
         ("vit", (64, 64), {}),
-        ("deit_distilled", (64, 96), {"layer": "attn"}),
+        pytest.param("deit_distilled", (64, 96), {"layer": "attn"}, marks=pytest.mark.slow),
         pytest.param("deit3", (64, 64), {"layer": "block", "block": 0}, marks=pytest.mark.slow),
         pytest.param("vit_registers", (70, 56), {}, marks=pytest.mark.slow),
         pytest.param("swin", (64, 96), {"layer": "attn", "stage": 1}, marks=pytest.mark.slow),
@@ -358,7 +358,7 @@ def test_a_module_that_fixes_the_batch(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_channels_than_three(channels: int, tmp_path: Path) -> None:
     model = tiny.make("vit", in_chans=channels)
     with pytest.raises(InputError, match=rf"takes {channels} channel.*give --mean and --std"):
@@ -465,6 +465,7 @@ def test_a_module_in_training_dress(quick: Any, tmp_path: Path) -> None:
     assert model.module.head.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_weights_and_a_photograph(shared_dir: Path, tmp_path: Path) -> None:
     weights = shared_dir / "models" / "deit_tiny_patch16_224.safetensors"

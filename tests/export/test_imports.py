@@ -75,6 +75,7 @@ def test_a_broken_installation_says_what_is_broken(monkeypatch: pytest.MonkeyPat
         extras.require_export_extra()
 
 
+@pytest.mark.slow
 def test_timm_is_imported_beside_a_torchvision_without_operators() -> None:
     """Twice gives the same module, and a detector's operator is declared one way or the other."""
     said = run(

@@ -33,7 +33,7 @@ class Attending(nn.Module):
         return x.mean(1).softmax(1), x.transpose(1, 2).reshape(x.shape[0], 8, 4, 4)
 
 
-@pytest.mark.parametrize("axes", [3, 5])
+@pytest.mark.parametrize("axes", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_attention_of_other_axes_and_an_embedding_of_torchs(axes: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Attending(axes).eval()

@@ -290,6 +290,7 @@ def test_a_reduced_precision_scores_teams_in_it(
     assert 0 < np.abs(got - expected).max() < off
 
 
+@pytest.mark.slow
 def test_a_graph_that_takes_other_patches_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +326,7 @@ def test_without_teams_a_bundle_is_one_graph_in_one_file(tmp_path: Path) -> None
     assert "token_grid" not in (bundle.path / "manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_without_teams_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -369,6 +369,7 @@ def test_labels_in_words(family: str, head: str, tmp_path: Path) -> None:
 
 
 # `nn.Embedding` in a tower: torch calls its weights as our output is called.
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["siglip"])
 def test_a_folder_becomes_a_bundle(family: str, tmp_path: Path) -> None:
     model = save(tmp_path / "model", family)
