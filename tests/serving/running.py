@@ -91,7 +91,12 @@ def until_closed(connection: socket.socket) -> bytes:
 
 def figure(client: httpx.Client, name: str) -> float:
     """One of the server's figures, with its labels; 0 if it has none."""
-    for line in client.get("metrics").text.splitlines():
+    try:
+        text = client.get("metrics").text
+    except httpx.TransportError:
+        # The server may close a connection that was idle just as the request leaves.
+        text = client.get("metrics").text
+    for line in text.splitlines():
         if line.startswith(name + " "):
             return float(line.rsplit(" ", 1)[1])
     return 0.0
