@@ -81,6 +81,7 @@ def side_of(family: str) -> int:
 
 
 def _hugging_face(family: str) -> nn.Module:
+    import_timm()  # transformers imports torchvision, which may need its remedy
     import transformers
 
     config, model, arguments = _HUGGING_FACE[family]

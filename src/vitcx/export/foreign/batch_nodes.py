@@ -52,7 +52,11 @@ class Rewriter:
         elif node.op_type == "Flatten" and axis != 0:
             raise FixedBatchError("it joins pictures with what lies before them")
         elif node.op_type == "Expand":
-            node.input[1] = self._sizes(out, axis)
+            if self._shapes[node.input[0]][axis - len(out)] != out[axis]:
+                raise FixedBatchError("it repeats the pictures")
+            # What is expanded has the batch already, or windows of it: a 1 keeps them all.
+            sizes = [1 if place == axis else size for place, size in enumerate(out)]
+            node.input[1] = self._constant(np.array(sizes, np.int64))
         elif node.op_type == "Concat":
             for place, name in enumerate(node.input):
                 if name not in axes:
