@@ -8,6 +8,7 @@ has it. OUT keeps a line for each file: a run that was stopped goes on.
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 import warnings
@@ -79,12 +80,10 @@ def main(out: Path, families: tuple[str, ...]) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     records = Records(out / "foreign.jsonl", {"torch": torch.__version__})
-    models: dict[str, torch.nn.Module] = {}
+    model_of = functools.lru_cache(maxsize=1)(make_model)  # families come one after the other
     for family, form, recipe, after in files(families or FAMILIES):
         if (key := f"{family}|{form}") not in records:
-            if family not in models:
-                models = {family: make_model(family)}
-            result = try_file(models[family], side_of(family), recipe, after)
+            result = try_file(model_of(family), side_of(family), recipe, after)
             records.add(key, family=family, form=form, result=result)
             click.echo(f"{key}: {result}", err=True)
     click.echo("| family | form of the file | result |\n|---|---|---|")

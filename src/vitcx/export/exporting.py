@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitcx.export.arguments import check_references, size_of, teller
 from vitcx.export.extras import require_export_extra
 from vitcx.export.folders import check_target, folder_in_place_of
 from vitcx.export.spec import ModelSpec
@@ -19,10 +20,10 @@ from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import ENCODERS, LAYERS, Manifest
 from vitcx.runtime.pictures.reading import read_picture
 
-_logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from torch import nn
+
+_logger = logging.getLogger(__name__)
 
 
 def export_model(
@@ -116,18 +117,13 @@ def export_model(
         If torch, timm or what else the extra ``export`` installs is missing.
     """
 
-    def say(step: str) -> None:
-        _logger.info("%s", step)
-        if report is not None:
-            report(step)
-
+    say = teller(_logger, report)
     target = Path(out)
     if layer is not None and layer not in LAYERS:
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(LAYERS)}")
     if attention not in ("plain", "fused"):
         raise InputError(f"attention is {attention!r}, expected plain or fused")
-    if references and head != "none":
-        raise InputError("reference pictures go with the head none: give --head none as well")
+    check_references(references, head)
     check_target(target, force)
     pictures = [Path(p) for p in check_images]
     for picture in pictures:  # before the work of minutes, not after it
@@ -161,9 +157,7 @@ def export_model(
         class_names = read_class_names(Path(class_names))
     if isinstance(labels, str | Path):
         labels = read_class_names(Path(labels))
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise InputError(f"img_size is {img_size!r}, expected a positive side or (H, W)")
+    size = size_of(img_size)
     source = open_source(
         model,
         spec=spec,

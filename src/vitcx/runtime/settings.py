@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
 from vitcx.kernels.host.philox import SEED_LIMIT
+from vitcx.kernels.team_size import DEFAULT_TEAM_SHARE
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.presets import PresetName
 
@@ -145,7 +146,9 @@ class Settings:
     hidden: Hidden = _setting(
         "auto", Choice(get_args(Hidden)), "How the patches outside a team are hidden."
     )
-    team_share: float = _setting(0.5, Number(0.05, 0.95), "Share of the patches in a team.")
+    team_share: float = _setting(
+        DEFAULT_TEAM_SHARE, Number(0.05, 0.95), "Share of the patches in a team."
+    )
     prior_strength: float = _setting(1.0, Number(1e-6, 1e6), "How strongly teams-fit smooths.")
     mask_count: int | None = _setting(
         None, Whole(1, 100_000), "Masks of rise and random-cx.", optional=True

@@ -14,10 +14,11 @@ from tests.oracle import teams as oracle
 from tests.runtime.numpy_session import numpy_explainer, picture
 from vitcx.kernels.host.blend import DROPPED, KEPT
 from vitcx.kernels.host.philox import standard_normals
+from vitcx.kernels.team_size import team_size
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.method.estimators.fit import fit_map
 from vitcx.runtime.method.estimators.registry import ESTIMATORS
-from vitcx.runtime.method.estimators.teams import make_teams, team_size
+from vitcx.runtime.method.estimators.teams import make_teams
 from vitcx.runtime.method.registry import METHODS, complete_settings
 from vitcx.runtime.presets import PRESET_NAMES, PRESETS
 from vitcx.runtime.settings import (

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from vitcx.export.foreign.graph import LAYOUT, Graph
 from vitcx.export.foreign.normal_form import add_constant
 from vitcx.export.foreign.runner import AnyArray
+from vitcx.export.head_rules import check_head, refuse_misfit
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import HEADS
 
@@ -193,8 +194,7 @@ def resolve_head(
     InputError
         With what the graph gives, and which head fits it.
     """
-    if asked is not None and asked not in HEADS:
-        raise InputError(f"head is {asked!r}, expected one of {', '.join(HEADS)}")
+    check_head(asked)
     count, ending = answers.count, answers.ending
     rows = values.reshape(len(values), -1).astype(np.float64)
     sums = np.abs(rows.sum(axis=1) - 1)
@@ -211,7 +211,7 @@ def resolve_head(
     name = asked or {"softmax": "softmax", "sigmoid": "sigmoid"}.get(ending, "softmax")
     if asked is None and ending == "sigmoid" and count == 1:
         name = "binary"
-    _refuse_what_does_not_fit(name, ending, count)
+    refuse_misfit(name, ending, count, what="graph")
     given = ending == ("softmax" if name == "softmax" else "sigmoid") or name == "regression"
     kind = HEADS[name][0]
     targets = 2 if name == "binary" else count
@@ -225,29 +225,6 @@ def _head_of_features(count: int, references: Sequence[tuple[str, AnyArray]]) ->
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST_NORM)
     names = tuple(f"similar to {name}" for name, _ in references)
     return Head("none", "similarity", count, names, True, rows.astype(np.float32))
-
-
-def _refuse_what_does_not_fit(name: str, ending: str, count: int) -> None:
-    if name == "softmax" and count == 1:
-        raise InputError(
-            "the graph gives one number, and a softmax over one is always 1: say what it is, "
-            "--head binary (one logit of yes or no) or --head regression (a value)"
-        )
-    if name == "softmax" and ending == "sigmoid":
-        raise InputError(
-            "the graph ends in a sigmoid, so its labels are independent and a softmax on top would "
-            "be wrong: give --head sigmoid, or leave it out"
-        )
-    if name in ("sigmoid", "binary") and ending == "softmax":
-        raise InputError(
-            f"the graph ends in a softmax, so its outputs are no logits for the head {name}: give "
-            "--head softmax, or leave it out"
-        )
-    if name == "binary" and count != 1:
-        raise InputError(
-            f"the head binary is for one logit, and the graph gives {count}: give --head softmax "
-            "if one of them is true, or sigmoid if each may be"
-        )
 
 
 def _is_answer(shape: tuple[int, ...], batch: int) -> bool:

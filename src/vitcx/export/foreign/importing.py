@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from vitcx.export.arguments import check_references, size_of, teller
 from vitcx.export.folders import check_target, folder_in_place_of
 from vitcx.runtime.bundle import Bundle, read_bundle, write_manifest
 from vitcx.runtime.digests import sha256_of
@@ -87,14 +88,9 @@ def import_onnx(
         If onnx or ONNX Runtime (the extra ``onnx``) is missing.
     """
 
-    def say(step: str) -> None:
-        _logger.info("%s", step)
-        if report is not None:
-            report(step)
-
+    say = teller(_logger, report)
     target, file = Path(out), Path(path)
-    if references and head != "none":
-        raise InputError("reference pictures go with the head none: give --head none as well")
+    check_references(references, head)
     check_target(target, force)
     for picture in (*check_images, *references):
         read_picture(Path(picture))
@@ -108,9 +104,7 @@ def import_onnx(
 
     if isinstance(class_names, str | Path):
         class_names = read_class_names(Path(class_names))
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise InputError(f"img_size is {img_size!r}, expected a positive side or (H, W)")
+    size = size_of(img_size)
     say("reading the file")
     model = read_graph(file)
     with folder_in_place_of(target) as folder:

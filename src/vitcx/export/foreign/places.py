@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 from vitcx.export.foreign.attention import Shape, Site
 from vitcx.export.foreign.graph import Graph
 from vitcx.export.foreign.runner import AnyArray
-from vitcx.export.graph.squares import LEAST_HITS, PROBES, Fit, Squares, rectangles
+from vitcx.export.graph.resolutions import choose_block, default_threshold
+from vitcx.export.graph.squares import (
+    LEAST_HITS,
+    PROBES,
+    Fit,
+    Squares,
+    rectangles,
+    token_grids,
+)
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import LAYERS
 
-PATCH = 16
-# The paper's default δ: for one resolution, and for a Swin's several.
-FLAT_THRESHOLD, HIERARCHICAL_THRESHOLD = 0.1, 0.05
-_MOST_PREFIX_TOKENS = 16
 _MOST_LISTED = 8
 
 
@@ -67,7 +71,7 @@ class Found:
 
     @property
     def distance_threshold(self) -> float:
-        return HIERARCHICAL_THRESHOLD if self.hierarchical else FLAT_THRESHOLD
+        return default_threshold(hierarchical=self.hierarchical)
 
 
 def candidate_values(sites: Sequence[Site]) -> list[str]:
@@ -116,13 +120,9 @@ def choose_place(
             else "the graph has no attention: a convolutional network? vitcx explains Vision "
             "Transformers"
         )
-    grids = sorted({p.grid for _, p in of_sites}, key=math.prod, reverse=True)
-    grid = _choose_grid(grids, stage, squares)
-    of_grid = [(s, p) for s, p in of_sites if p.grid == grid]
-    if not -len(of_grid) <= block < len(of_grid):
-        raise InputError(f"block is {block}, expected one of {-len(of_grid)} to {len(of_grid) - 1}")
-    site, _ = of_grid[block]
-    return Found(_layer_of(site, layer, place), len(grids) > 1)
+    grids = [lies.grid for _, lies in of_sites]
+    chosen, hierarchical = choose_block(grids, stage, block, squares.images.shape[2])
+    return Found(_layer_of(of_sites[chosen][0], layer, place), hierarchical)
 
 
 def _layer_of(site: Site, layer: str | None, place: Callable[[str | None], Place | None]) -> Place:
@@ -142,21 +142,6 @@ def _layer_of(site: Site, layer: str | None, place: Callable[[str | None], Place
     if found is None:
         raise InputError(f"the block whose attention takes '{site.source}' {refusal}")
     return replace(found, layer=wanted)
-
-
-def _choose_grid(
-    grids: Sequence[tuple[int, int]], stage: int | None, squares: Squares
-) -> tuple[int, int]:
-    if stage is None:
-        height = squares.images.shape[2]
-        return min(grids, key=lambda grid: abs(math.log2(height / grid[0] / PATCH)))
-    if not -len(grids) <= stage < len(grids):
-        raise InputError(
-            f"stage is {stage}, and blocks of {len(grids)} resolutions were found "
-            f"({', '.join(f'{h}x{w}' for h, w in grids)}): expected one of {-len(grids)} to "
-            f"{len(grids) - 1}"
-        )
-    return grids[stage]
 
 
 def place_of(
@@ -195,10 +180,9 @@ def _places(
                 yield Place(value, layout, 0, (h, w), channels, squares.fit(norms))
             continue
         count = norms.shape[1]
-        for prefix in range(min(_MOST_PREFIX_TOKENS, count) + 1):
-            for h, w in rectangles(count - prefix, height / width):
-                grid = norms[:, prefix:].reshape(PROBES, h, w)
-                yield Place(value, layout, prefix, (h, w), channels, squares.fit(grid))
+        for prefix, h, w in token_grids(count, height / width):
+            grid = norms[:, prefix:].reshape(PROBES, h, w)
+            yield Place(value, layout, prefix, (h, w), channels, squares.fit(grid))
 
 
 def _layouts(rank: int, batch_axis: int) -> list[tuple[str, int]]:

@@ -12,13 +12,14 @@ from vitcx.export.graph.arrangement import Map, Tokens, Windows
 from vitcx.export.graph.finder import find_place
 from vitcx.export.graph.heads import HeadScores, Softmax, logits_of
 from vitcx.export.graph.layout import Probe, check_layout
+from vitcx.export.graph.resolutions import (
+    FLAT_THRESHOLD,
+    HIERARCHICAL_THRESHOLD,
+    default_threshold,
+)
 from vitcx.export.preprocessing import input_channels, input_size_of
 from vitcx.export.spec import ModelSpec
 from vitcx.runtime.errors import InputError
-
-# The paper's thresholds: 0.1 for ViT and DeiT, 0.05 for Swin.
-VIT_DISTANCE_THRESHOLD = 0.1
-SWIN_DISTANCE_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def find_site(
     arrange: Callable[[Tensor], Tensor] = Map(channels_last=place.layout == "BHWD")
     if place.layout == "BND":
         arrange = Tokens(place.prefix, place.grid)
-    threshold = SWIN_DISTANCE_THRESHOLD if found.hierarchical else VIT_DISTANCE_THRESHOLD
+    threshold = default_threshold(hierarchical=found.hierarchical)
     return Site(place.path, arrange, threshold, found.layer)
 
 
@@ -126,7 +127,7 @@ def _known_site(model: nn.Module, layer: str, stage: int | None, block: int) -> 
         return Site(
             found,
             Tokens(int(getattr(model, "num_prefix_tokens", 0)), (int(grid[0]), int(grid[1]))),
-            VIT_DISTANCE_THRESHOLD,
+            FLAT_THRESHOLD,
             layer,
         )
     return None
@@ -233,7 +234,7 @@ def _hierarchical_site(stages: Any, layer: str, stage: int | None, block: int) -
         except (AttributeError, TypeError):
             return None
         arrange = Windows((h, w), (rows, columns), (int(shift[0]), int(shift[1])))
-    return Site(path, arrange, SWIN_DISTANCE_THRESHOLD, layer)
+    return Site(path, arrange, HIERARCHICAL_THRESHOLD, layer)
 
 
 def _layer_path(block: nn.Module, path: str, layer: str) -> str | None:

@@ -7,7 +7,6 @@ the paper takes of a Swin; and of its blocks the last.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,10 @@ from torch import nn
 
 from vitcx.export.graph.layout import Probe
 from vitcx.export.graph.observing import Array, Call, kind_of, observe, refuse_without_attention
-from vitcx.export.graph.squares import Fit, rectangles
+from vitcx.export.graph.resolutions import choose_block
+from vitcx.export.graph.squares import Fit, rectangles, token_grids
 from vitcx.runtime.errors import InputError
 
-PATCH = 16
-_MOST_PREFIX_TOKENS = 16
 # Elements of a list, which blocks are: blocks.3, or torchvision's encoder_layer_3.
 _ELEMENT = re.compile(r"(?:^|[._])\d+$")
 
@@ -68,8 +66,7 @@ def find_place(
     probe : of the model's input size.
     layer : "norm1" (the normalisation before the block's attention), "attn", "block"; None is
         norm1, or block where the block has no such.
-    stage : of the resolutions found, from the finest; None takes that nearest to `PATCH`.
-    block : of the blocks of that resolution.
+    stage, block : as of `choose_block`.
 
     Raises
     ------
@@ -88,13 +85,10 @@ def find_place(
             "vitcx.export.export_model(module, out, spec=ModelSpec(layer_path=..., grid=...)) from "
             "Python"
         )
-    grids = sorted({p.grid for _, p in blocks}, key=math.prod, reverse=True)
-    grid = _choose_grid(grids, stage, probe)
-    of_grid = [(call, place) for call, place in blocks if place.grid == grid]
-    if not -len(of_grid) <= block < len(of_grid):
-        raise InputError(f"block is {block}, expected one of {-len(of_grid)} to {len(of_grid) - 1}")
-    call, place = of_grid[block]
-    return _layer_of(call, place, calls, attentions, probe, layer, hierarchical=len(grids) > 1)
+    grids = [place.grid for _, place in blocks]
+    chosen, hierarchical = choose_block(grids, stage, block, probe.images.shape[2])
+    call, place = blocks[chosen]
+    return _layer_of(call, place, calls, attentions, probe, layer, hierarchical=hierarchical)
 
 
 def _attentions(calls: Sequence[Call]) -> list[Call]:
@@ -131,21 +125,6 @@ def _blocks(
             other.startswith(f"{path}.") and blocks[other][1].grid == p.grid for other in blocks
         )
     ]
-
-
-def _choose_grid(
-    grids: Sequence[tuple[int, int]], stage: int | None, probe: Probe
-) -> tuple[int, int]:
-    if stage is None:
-        height = probe.images.shape[2]
-        return min(grids, key=lambda grid: abs(math.log2(height / grid[0] / PATCH)))
-    if not -len(grids) <= stage < len(grids):
-        raise InputError(
-            f"stage is {stage}, and blocks of {len(grids)} resolutions were found "
-            f"({', '.join(f'{h}x{w}' for h, w in grids)}): expected one of {-len(grids)} to "
-            f"{len(grids) - 1}"
-        )
-    return grids[stage]
 
 
 def _layer_of(
@@ -213,9 +192,8 @@ def _grids(call: Call, size: Sequence[int]) -> Iterator[tuple[str, int, Array]]:
     for layout, changes in call.changes.items():
         if layout == "BND":
             count = changes.shape[1]
-            for prefix in range(min(_MOST_PREFIX_TOKENS, count) + 1):
-                for h, w in rectangles(count - prefix, height / width):
-                    yield layout, prefix, changes[:, prefix:].reshape(len(changes), h, w)
+            for prefix, h, w in token_grids(count, height / width):
+                yield layout, prefix, changes[:, prefix:].reshape(len(changes), h, w)
         else:
             h, w = changes.shape[1:]
             if (h, w) in list(rectangles(h * w, height / width)):

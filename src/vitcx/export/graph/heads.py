@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcx.export.graph.observing import kind_of
+from vitcx.export.head_rules import check_head, refuse_misfit
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.manifest import HEADS
 
 # torch's names of the operations that end a model -> what they make.
 _ENDINGS = {
@@ -117,8 +117,7 @@ def resolve_head(
     InputError
         With what the model gives, and which head fits it.
     """
-    if asked is not None and asked not in HEADS:
-        raise InputError(f"head is {asked!r}, expected one of {', '.join(HEADS)}")
+    check_head(asked)
     logits, ending = run_to_the_end(model, images)
     count = logits.shape[1]
     if asked == "none":
@@ -131,7 +130,7 @@ def resolve_head(
         )
     found = {"softmax": "softmax", "sigmoid": "binary" if count == 1 else "sigmoid"}.get(ending)
     name = asked or found or guess or "softmax"
-    _refuse_what_does_not_fit(name, ending, count)
+    refuse_misfit(name, ending, count, what="model")
     if name == "softmax":
         kind, what, scores = "class", "class", HeadScores() if ending == "softmax" else Softmax()
     elif name == "binary":
@@ -142,29 +141,6 @@ def resolve_head(
     else:
         kind, what, scores = "value", "value", HeadScores()
     return Head(name, kind, scores, tuple(f"{what} {index}" for index in range(count)))
-
-
-def _refuse_what_does_not_fit(name: str, ending: str, count: int) -> None:
-    if name == "softmax" and count == 1:
-        raise InputError(
-            "the model gives one number, and a softmax over one is always 1: say what it is, "
-            "--head binary (one logit of yes or no) or --head regression (a value)"
-        )
-    if name == "softmax" and ending == "sigmoid":
-        raise InputError(
-            "the model ends in a sigmoid, so its labels are independent and a softmax on top "
-            "would be wrong: give --head sigmoid, or leave it out"
-        )
-    if name in ("sigmoid", "binary") and ending == "softmax":
-        raise InputError(
-            f"the model ends in a softmax, so its outputs are no logits for the head {name}: "
-            "give --head softmax, or leave it out"
-        )
-    if name == "binary" and count != 1:
-        raise InputError(
-            f"the head binary is for one logit, and the model gives {count}: give --head softmax "
-            "if one of them is true, or sigmoid if each may be"
-        )
 
 
 def _head_of_features(model: nn.Module, references: Sequence[tuple[str, Tensor]]) -> Head:

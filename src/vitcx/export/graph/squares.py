@@ -28,6 +28,7 @@ _FLOOR = 0.1
 # is off by one token is off by 1 everywhere.
 _MOST_OFFSET = 0.75
 _LEAST_CELLS = 3
+_MOST_PREFIX_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,10 @@ def rectangles(count: int, aspect: float) -> Iterator[tuple[int, int]]:
             and abs(h / aspect - w) < max(1.0, 1 / aspect)
         ):
             yield h, w
+
+
+def token_grids(count: int, aspect: float) -> Iterator[tuple[int, int, int]]:
+    """(prefix tokens, h, w) as which `count` tokens may lie in a picture of `aspect`."""
+    for prefix in range(min(_MOST_PREFIX_TOKENS, count) + 1):
+        for h, w in rectangles(count - prefix, aspect):
+            yield prefix, h, w

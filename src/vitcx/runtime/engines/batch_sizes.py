@@ -17,11 +17,3 @@ def batch_sizes(batch_size: int) -> tuple[int, ...]:
 def smallest_that_holds(rows: int, sizes: Iterable[int]) -> int:
     """The smallest size that holds so many rows."""
     return min(size for size in sizes if size >= rows)
-
-
-def half_of(patches: int) -> int:
-    """The patches of a team that keeps half of them, rounded up: the size that is recorded.
-
-    The estimators' `team_size` at its default share.
-    """
-    return max(1, min(patches - 1, (patches + 1) // 2))

@@ -16,8 +16,9 @@ from vitcx.kernels.host.noise import NoiseCache
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.cores import available_cores
 from vitcx.runtime.engines.cpu.parallel_passes import ParallelPasses
-from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
-from vitcx.runtime.manifest import EMBEDDING, INPUT, PATCHES, PICTURES, PROBABILITIES, TOKENS
+from vitcx.runtime.engines.graph_session import GraphSession
+from vitcx.runtime.engines.session import PixelBatch, Scores, TeamBatch
+from vitcx.runtime.manifest import INPUT, PATCHES, PICTURES, PROBABILITIES, TOKENS
 
 FloatArray = NDArray[np.float32]
 
@@ -25,7 +26,7 @@ FloatArray = NDArray[np.float32]
 TEAM_ROWS = 2
 
 
-class CpuSession(Session):
+class CpuSession(GraphSession):
     """A session whose rows are blended in the host's memory and run in passes side by side.
 
     A subclass opens its engine and leaves it in `_scorer` and `_encoder`, which may be the same,
@@ -62,14 +63,6 @@ class CpuSession(Session):
         self.scores_teams = bundle.has_teams
         self._noise = NoiseCache()
         self._local = threading.local()
-
-    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
-        return probabilities, embedding
-
-    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        probabilities, embedding, tokens = self._encoded(images, PROBABILITIES, EMBEDDING, TOKENS)
-        return probabilities, embedding, tokens
 
     def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         return self._passes.run(lambda: self._run(self._encoder, {INPUT: images}, *outputs))

@@ -9,8 +9,8 @@ import numpy as np
 
 from vitcx.kernels.closing import Closing
 from vitcx.kernels.gpu.arrays import DeviceArray
+from vitcx.kernels.team_size import team_size
 from vitcx.runtime.bundle import Bundle
-from vitcx.runtime.engines.batch_sizes import half_of
 from vitcx.runtime.engines.ort_cuda.bound_graph import BatchPasses, Shapes
 from vitcx.runtime.engines.ort_cuda.target import Opener
 from vitcx.runtime.engines.ort_cuda.transfers import Transfers
@@ -49,7 +49,7 @@ class BoundTeams(Closing):
         manifest = bundle.manifest
         assert manifest.token_grid is not None
         self._patches = math.prod(manifest.token_grid)
-        self._half = half_of(self._patches)
+        self._half = team_size(self._patches)
         self._classes = manifest.num_classes
         rows = probabilities.shape[0]
         with contextlib.ExitStack() as owned:

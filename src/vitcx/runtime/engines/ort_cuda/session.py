@@ -28,12 +28,12 @@ from vitcx.kernels.mask_order import MaskOrder
 from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_memory import open_fitting
+from vitcx.runtime.engines.graph_session import GraphSession
 from vitcx.runtime.engines.ort_cuda.bound_bundle import BoundBundle
 from vitcx.runtime.engines.ort_cuda.cuda_libraries import preload_cuda_libraries
 from vitcx.runtime.engines.ort_cuda.target import CUDA, Target, can_record
-from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, TeamBatch
 from vitcx.runtime.errors import EngineError, VitcxError
-from vitcx.runtime.manifest import EMBEDDING, PROBABILITIES, TOKENS
 from vitcx.runtime.onnx_runtime import import_onnxruntime
 
 log = logging.getLogger("vitcx")
@@ -48,7 +48,7 @@ _ONE_SESSION_AT_A_TIME = threading.Lock()
 DEFAULT_BATCH_SIZE = 64
 
 
-class OnnxRuntimeCudaSession(Session):
+class OnnxRuntimeCudaSession(GraphSession):
     """ONNX Runtime on an NVIDIA GPU. Any number of threads may call it.
 
     Parameters
@@ -96,16 +96,6 @@ class OnnxRuntimeCudaSession(Session):
         self.device = self._device.name
         self.scores_teams = self._device.graphs.teams is not None
         self.makes_masks = self._device.graphs.makes_masks
-
-    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
-        return probabilities, embedding
-
-    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        if not self.scores_teams:
-            return super()._encode_tokens(images)
-        probabilities, embedding, tokens = self._encoded(images, PROBABILITIES, EMBEDDING, TOKENS)
-        return probabilities, embedding, tokens
 
     def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         return self._wait("encoding", lambda: self._device.graphs.encode(images, *outputs))

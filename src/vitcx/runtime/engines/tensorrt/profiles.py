@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vitcx.runtime.engines.batch_sizes import batch_sizes, half_of
+from vitcx.kernels.team_size import team_size
+from vitcx.runtime.engines.batch_sizes import batch_sizes
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.manifest import INPUT, PATCHES, PICTURES, TOKENS, Manifest
 
@@ -81,7 +82,7 @@ class Shapes:
             return {
                 TOKENS: (tokens, tokens, tokens),
                 PICTURES: ((1,), (most,), (most,)),
-                PATCHES: ((1, 1), (most, half_of(patches)), (most, patches)),
+                PATCHES: ((1, 1), (most, team_size(patches)), (most, patches)),
             }
         size = (manifest.input_channels, *manifest.input_size)
         best = least if profile == ENCODE else most

@@ -22,7 +22,8 @@ from vitcx.runtime.bundle import Bundle
 from vitcx.runtime.device_errors import device_errors, is_out_of_memory
 from vitcx.runtime.engines.device_masks import joined
 from vitcx.runtime.engines.device_memory import open_fitting
-from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, Session, TeamBatch
+from vitcx.runtime.engines.graph_session import GraphSession
+from vitcx.runtime.engines.session import EncodedMasks, PixelBatch, Scores, TeamBatch
 from vitcx.runtime.engines.tensorrt.bound_contexts import OpenedPlan, ScoreContext
 from vitcx.runtime.engines.tensorrt.build_options import BuildOptions
 from vitcx.runtime.engines.tensorrt.context import PlanRefused, open_plan
@@ -33,14 +34,13 @@ from vitcx.runtime.engines.tensorrt.plan import PlanOrder, forget_plan, plan_for
 from vitcx.runtime.engines.tensorrt.profiles import ENCODE, SCORE, TEAMS, Shapes
 from vitcx.runtime.engines.tensorrt.team_context import TeamContext
 from vitcx.runtime.errors import BundleError, EngineError
-from vitcx.runtime.manifest import EMBEDDING, PROBABILITIES, TOKENS
 
 FloatArray = NDArray[np.float32]
 
 DEFAULT_SHAPES = Shapes()
 
 
-class TensorRTSession(Session):
+class TensorRTSession(GraphSession):
     """TensorRT on one GPU.
 
     All memory is taken at construction, and a batch is run: where that does not fit, mask batches
@@ -103,16 +103,6 @@ class TensorRTSession(Session):
         with self._gpu.current(), self._opened.encoders.take() as encoder:
             self.makes_masks = encoder.makes_masks
         self.plan = self._opened.plan
-
-    def _encode(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        probabilities, embedding = self._encoded(images, PROBABILITIES, EMBEDDING)
-        return probabilities, embedding
-
-    def _encode_tokens(self, images: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        if not self.scores_teams:
-            return super()._encode_tokens(images)
-        probabilities, embedding, tokens = self._encoded(images, PROBABILITIES, EMBEDDING, TOKENS)
-        return probabilities, embedding, tokens
 
     def _encoded(self, images: FloatArray, *outputs: str) -> list[FloatArray]:
         most = self._opened.shapes.encode_images

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitcx.kernels.gpu.device import PinnedBuffer
-from vitcx.runtime.engines.batch_sizes import half_of
+from vitcx.kernels.team_size import team_size
 from vitcx.runtime.engines.session import Scores, TeamBatch
 from vitcx.runtime.engines.tensorrt.bound_contexts import BoundContexts
 from vitcx.runtime.engines.tensorrt.profiles import TEAMS
@@ -29,7 +29,7 @@ class TeamContext(BoundContexts):
 
     def _open(self, own: Any) -> None:
         self._patches = self._inputs[PATCHES].shape[1]
-        self._half = half_of(self._patches)
+        self._half = team_size(self._patches)
         # The one that needs the most is run first: it shows whether the memory is enough.
         self._any_size = own(self._new_context(TEAMS))
         self._any_size.set_shapes(self._shapes(self._rows, self._patches))

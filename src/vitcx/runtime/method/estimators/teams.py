@@ -14,15 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.kernels.host.blend import DROPPED, KEPT
+from vitcx.kernels.team_size import team_size
 from vitcx.runtime.method.estimators.estimator import Estimator, FloatArray, ScoresByKind
-
-
-def team_size(patches: int, share: float) -> int:
-    """How many of so many patches a team keeps: at least 1, at most all but 1 (of one patch, 1).
-
-    Halves are rounded up: of 49 patches a team of one half keeps 25.
-    """
-    return max(1, min(patches - 1, math.floor(share * patches + 0.5)))
 
 
 def make_teams(masks: FloatArray, share: float) -> FloatArray:
