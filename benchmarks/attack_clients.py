@@ -44,8 +44,10 @@ def serving(bundle: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
         process.wait(30)
 
 
-def exchange(port: int, request: bytes) -> tuple[str, bytes]:
+def exchange(port: int, request: bytes, source: str = "127.0.0.1") -> tuple[str, bytes]:
     """The status of the answer to one request on a connection of its own, and the answer.
+
+    `source` is the client's address.
 
     "lost" or "closed" if there was none, "hang" if it did not come in time. A request that does not
     say that it is the last may have no end: this side of the connection is closed after it.
@@ -53,7 +55,9 @@ def exchange(port: int, request: bytes) -> tuple[str, bytes]:
     got = b""
     whole = _LAST in request
     try:
-        with socket.create_connection(("127.0.0.1", port), HANG_SECONDS) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", port), HANG_SECONDS, source_address=(source, 0)
+        ) as connection:
             with contextlib.suppress(ConnectionError):  # the answer may be there all the same
                 connection.sendall(request)
             if not whole:
@@ -81,12 +85,18 @@ def post(kind: str, body: bytes, path: str = "/v1/explain") -> bytes:
 
 
 class Honest(threading.Thread):
-    """A client that asks for one explanation after the other and notes how long each takes."""
+    """A client that asks for one explanation after the other and notes how long each takes.
 
-    def __init__(self, port: int) -> None:
+    Parameters
+    ----------
+    source : its address; the attackers' is 127.0.0.1.
+    """
+
+    def __init__(self, port: int, source: str = "127.0.0.2") -> None:
         super().__init__(daemon=True)
         self._request = post("image/jpeg", photo(1, (320, 240), format="jpeg"))
         self._port = port
+        self._source = source
         self._ended = threading.Event()
         self.seconds: list[float] = []
         self.codes: Counter[str] = Counter()
@@ -94,7 +104,7 @@ class Honest(threading.Thread):
     def run(self) -> None:
         while not self._ended.is_set():
             start = time.perf_counter()
-            code, _ = exchange(self._port, self._request)
+            code, _ = exchange(self._port, self._request, self._source)
             self.seconds.append(time.perf_counter() - start)
             self.codes[code] += 1
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -48,13 +49,13 @@ class Admission:
         self.closing = False
         self.bodies = Bodies(limits)
         self.figures = Figures()
-        self._inside = 0
+        self._inside: Counter[str] = Counter()  # requests of each client
         self._pace = 1.0  # seconds from one answer to the next, smoothed
         self._last_answer = 0.0
         self.pipeline: Pipeline = explainer.open_pipeline(in_order=False, on_batch=self._note_batch)
         self._pictures = Pictures(limits.queue, self.pipeline.limit)
         watch = self.figures.watch
-        watch("vitcx_queue_depth", "Requests accepted and not answered.", lambda: self._inside)
+        watch("vitcx_queue_depth", "Requests accepted and not answered.", self._inside.total)
         watch(
             "vitcx_pending_rows",
             "Rows that wait for a batch.",
@@ -97,28 +98,37 @@ class Admission:
         return None
 
     @contextmanager
-    def place(self) -> Iterator[Stay]:
+    def place(self, client: str) -> Iterator[Stay]:
         """A place in the bounded queue, for a request whose body is there.
+
+        One place in eight is for clients that have none yet.
+
+        Parameters
+        ----------
+        client : who asks, see `vitcx.serving.routes.client_of`.
 
         Raises
         ------
         Refused
             429 if there is no place, at once.
         """
-        if self._inside >= self.limits.queue:
+        inside, queue = self._inside.total(), self.limits.queue
+        if inside >= (queue - queue // 8 if self._inside[client] else queue):
             self.figures.note_reject("queue_full")
-            wait = str(max(1, math.ceil(self._pace * self._inside)))
+            wait = str(max(1, math.ceil(self._pace * inside)))
             raise Refused(
                 429,
-                f"{self._inside} requests are waiting already: try again in {wait} s",
+                f"{inside} requests are waiting already: try again in {wait} s",
                 {"Retry-After": wait},
             )
-        self._inside += 1
+        self._inside[client] += 1
         try:
-            with self._pictures.stay() as stay:
+            with self._pictures.stay(client) as stay:
                 yield stay
         finally:
-            self._inside -= 1
+            self._inside[client] -= 1
+            if not self._inside[client]:
+                del self._inside[client]
 
     async def explain(
         self,
@@ -156,7 +166,7 @@ class Admission:
             for i, request in enumerate(requests):
                 if i >= share:
                     await self._until(_done(tickets[i - share]), gone, deadline)
-                tickets.append(self.pipeline.submit(request))
+                tickets.append(self.pipeline.submit(request, stay.client))
             del requests, request  # the pictures are the pipeline's
             for ticket in tickets:
                 await self._until(_done(ticket), gone, deadline)

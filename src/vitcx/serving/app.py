@@ -33,7 +33,7 @@ from vitcx.serving.reading import (
     check_kind,
     read_asked,
 )
-from vitcx.serving.routes import ERROR, ERRORS, gone
+from vitcx.serving.routes import ERROR, ERRORS, client_of, gone
 
 _FIELDS = {
     "targets": {"description": "class index, name, list of these, or topN; default: top1"},
@@ -137,7 +137,7 @@ def _add_explain(app: FastAPI, admission: Admission) -> None:
         check_kind(content_type)
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place() as stay:
+            with admission.place(client_of(http)) as stay:
                 with timed(figures, "read"):
                     asked = await run_in_threadpool(
                         read_asked, body, content_type, explainer, limits, admission.preset

@@ -16,7 +16,7 @@ from vitcx.serving.answers import JSON
 from vitcx.serving.figures import timed
 from vitcx.serving.limits import Refused
 from vitcx.serving.reading import check_answer, check_targets, make_request
-from vitcx.serving.routes import ERROR, ERRORS, gone
+from vitcx.serving.routes import ERROR, ERRORS, client_of, gone
 
 
 def add_inference_routes(app: FastAPI, admission: Admission, model: str) -> None:
@@ -75,7 +75,7 @@ def add_inference_routes(app: FastAPI, admission: Admission, model: str) -> None
         deadline = time.monotonic() + limits.deadline
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place() as stay:
+            with admission.place(client_of(http)) as stay:
                 header = http.headers.get("inference-header-content-length")
                 with timed(figures, "read"):
                     call = await run_in_threadpool(open_inference.decode, body, header)

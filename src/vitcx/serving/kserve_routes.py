@@ -17,7 +17,7 @@ from vitcx.serving.figures import timed
 from vitcx.serving.limits import Refused
 from vitcx.serving.open_inference import MOST_IMAGES
 from vitcx.serving.reading import check_answer
-from vitcx.serving.routes import ERROR, ERRORS, gone
+from vitcx.serving.routes import ERROR, ERRORS, client_of, gone
 
 _BODY = {
     "requestBody": {
@@ -67,7 +67,7 @@ def add_kserve_routes(app: FastAPI, admission: Admission, model: str) -> None:
         deadline = time.monotonic() + limits.deadline
         with admission.bodies.holding() as held:
             body = await admission.bodies.receive(held, http, deadline)
-            with admission.place() as stay:
+            with admission.place(client_of(http)) as stay:
                 with timed(figures, "read"):
                     asked = await run_in_threadpool(
                         kserve.decode, body, explainer, limits, admission.preset

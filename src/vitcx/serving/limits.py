@@ -11,7 +11,8 @@ class Limits:
 
     Attributes
     ----------
-    queue : requests accepted and not answered; over it, 429.
+    queue : requests accepted and not answered; over it, 429. One in eight is for clients that have
+        none there.
     deadline : from the head of a request to its answer; over it, 504 (408 while the body comes).
         An engine that works on one batch for longer is taken for one that hangs.
     body_bytes, pixels : of one request; over it, 413 and 400.

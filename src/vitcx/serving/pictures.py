@@ -30,10 +30,12 @@ class Stay:
 
     Attributes
     ----------
+    client : who asks.
     over : the request has ended: nothing more is decoded for it.
     has_room : for its large pictures; together they have no more pixels than one may have.
     """
 
+    client: str
     over: bool = False
     has_room: bool = False
 
@@ -65,9 +67,9 @@ class Pictures:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def stay(self) -> Iterator[Stay]:
+    def stay(self, client: str) -> Iterator[Stay]:
         """For one request; gives its room free at the end."""
-        stay = Stay()
+        stay = Stay(client)
         try:
             yield stay
         finally:

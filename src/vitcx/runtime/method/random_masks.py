@@ -43,16 +43,17 @@ def random_masks(count: int, seed: int) -> FloatArray:
 
 def _make(count: int, seed: int) -> FloatArray:
     nodes = RISE_CELLS * RISE_SHIFTS
-    masks = np.empty((count, nodes, nodes), dtype=np.float32)
-    # Node j of the fine grid lies at (j + 1/2) / RISE_SHIFTS cells.
-    position = (np.arange(nodes) + 0.5) / RISE_SHIFTS
+    grids = np.empty((count, RISE_CELLS + 2, RISE_CELLS + 2), dtype=np.float32)
+    shifts = np.empty((2, count), dtype=np.int64)
     for k in range(count):
         rng = np.random.default_rng((seed, k))
         # One more cell on each side of the picture, so that a shift never runs out of the grid.
-        grid = rng.random((RISE_CELLS + 2, RISE_CELLS + 2)) < RISE_KEEP
-        shift = (rng.integers(0, RISE_SHIFTS, size=2) + 0.5) / RISE_SHIFTS
-        rows, columns = (_between(position + s) for s in shift)
-        masks[k] = rows @ grid.astype(np.float32) @ columns.T
+        grids[k] = rng.random((RISE_CELLS + 2, RISE_CELLS + 2)) < RISE_KEEP
+        shifts[:, k] = rng.integers(0, RISE_SHIFTS, size=2)
+    # Node j of the fine grid lies at (j + 1/2) / RISE_SHIFTS cells.
+    position = (np.arange(nodes) + 0.5) / RISE_SHIFTS
+    shifted = np.stack([_between(position + (s + 0.5) / RISE_SHIFTS) for s in range(RISE_SHIFTS)])
+    masks: FloatArray = shifted[shifts[0]] @ grids @ shifted[shifts[1]].transpose(0, 2, 1)
     masks.flags.writeable = False
     return masks
 

@@ -16,7 +16,8 @@ Two orders of work:
     function of the pictures alone, not of the clock: the same pictures give the same bits.
 as they come (a server)
     A picture's rows are packed as soon as its masks are known, and a batch that no picture is about
-    to fill runs at once. A picture of very many rows and the others take turns.
+    to fill runs at once. Clients take turns, and so do pictures of very many rows and others: see
+    `turns`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Pipeline(Closing):
         self._process = os.getpid()
         self._closed = False
         self._failure: Exception | None = None  # of a thread that has died
+        self._stages = stages
         self._runner = Runner(stages, self._queue, self._changed, on_batch)
         self._threads = [
             threading.Thread(target=self._work, name=f"vitcx-{i}", daemon=True)
@@ -115,10 +117,14 @@ class Pipeline(Closing):
         """Rows that wait for a batch."""
         return self._queue.packer.pending_rows
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request, client: str = "") -> Ticket:
         """Queue a picture and return at once; it is held as it is until its turn comes.
 
         Where a thread has died, the ticket has its error already.
+
+        Parameters
+        ----------
+        client : who asks; where pictures are served as they come, clients take turns.
 
         Raises
         ------
@@ -129,12 +135,14 @@ class Pipeline(Closing):
         """
         check_process(self._process)
         ticket = Ticket()
+        least_rows = self._stages.least_rows(request)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pipeline is closed")
             failure = self._failure
             if failure is None:
-                ticket.on_cancel = partial(self._runner.drop, self._queue.add(request, ticket))
+                work = self._queue.add(request, ticket, client, least_rows)
+                ticket.on_cancel = partial(self._runner.drop, work)
                 self._changed.notify()
         if failure is not None:
             ticket.engine_failed = ticket.claim()

@@ -15,6 +15,7 @@ from vitcx.runtime.explanation import Explanation
 from vitcx.runtime.pipeline.packing import PackedBatch
 from vitcx.runtime.pipeline.work import Reached, Work
 from vitcx.runtime.pipeline.work_queue import Encode, Prepare, Score, WorkQueue
+from vitcx.runtime.settings import Request
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -23,6 +24,9 @@ class Stages(Protocol):
     """What the pipeline does to a picture, step by step. Each may run on any thread."""
 
     session: Session
+
+    def least_rows(self, request: Request) -> int:
+        """Rows that a picture has at least, told before anything is done to it."""
 
     def prepare(self, work: Work) -> None:
         """Read the picture."""

@@ -26,7 +26,7 @@ from vitcx.runtime.method.estimators.teams import make_teams, team_patches
 from vitcx.runtime.method.registry import METHODS
 from vitcx.runtime.pictures.preprocess import prepare
 from vitcx.runtime.pictures.reading import name_of
-from vitcx.runtime.pipeline.packing import PixelRows, Scoring, TokenRows
+from vitcx.runtime.pipeline.scoring import PixelRows, Scoring, TokenRows
 from vitcx.runtime.pipeline.work import Work
 from vitcx.runtime.settings import Request, Settings
 from vitcx.runtime.targets import resolve_targets
@@ -52,6 +52,14 @@ class Steps:
         self.manifest = manifest
         self.session = session
         self._encoder = manifest.encoder
+
+    def least_rows(self, request: Request) -> int:
+        """Rows that a picture has at least: those of masks that are not the model's."""
+        method = METHODS[request.settings.method]
+        if method.mask_shape is None:
+            return 0
+        masks = method.mask_shape(request.settings, self.manifest.input_size)[0]
+        return masks * len(method.estimator(request.settings).kinds)
 
     def prepare(self, work: Work) -> None:
         """The picture as the model's input."""

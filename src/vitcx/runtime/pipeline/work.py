@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitcx.runtime.method.estimators.estimator import Estimator
 from vitcx.runtime.pictures.preprocess import Prepared
-from vitcx.runtime.pipeline.packing import Scoring
+from vitcx.runtime.pipeline.scoring import Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
 from vitcx.runtime.settings import Request
 
@@ -32,6 +32,8 @@ class Work:
     request : what is asked for.
     index : how many were submitted before it.
     ticket : the promise of its explanation.
+    client : who asks.
+    is_long : whether it is known from the start to have very many rows.
     reached : how far it has come.
     held : counted among the pictures in memory.
     closed : done or cancelled: whoever has it at hand lets it go.
@@ -50,6 +52,8 @@ class Work:
     request: Request
     index: int
     ticket: Ticket
+    client: str = ""
+    is_long: bool = False
     reached: Reached = Reached.WAITING
     held: bool = False
     closed: bool = False

@@ -6,18 +6,20 @@ pipeline's lock held.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import islice
 
 from vitcx.runtime.engines.session import Scores, Session
-from vitcx.runtime.pipeline.packing import PackedBatch, Packer, Scoring
+from vitcx.runtime.pipeline.packing import PackedBatch, Packer
+from vitcx.runtime.pipeline.scoring import Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
+from vitcx.runtime.pipeline.turns import Turns
 from vitcx.runtime.pipeline.work import Reached, Work
 from vitcx.runtime.settings import Request
 
-# A picture of many thousand rows, one client's, does not hold up those of others. What an ordinary
-# picture has is less: it is packed to its end.
+# Where pictures are served as they come, one of more batches than this is long: see `turns`. What
+# an ordinary picture has is less.
 FAIR_BATCHES = 4
 
 
@@ -48,7 +50,8 @@ class WorkQueue:
     Parameters
     ----------
     session : whose batches are filled.
-    limit : the most pictures held at a time.
+    limit : the most pictures held at a time. Where they are served as they come, one client holds
+        at most three quarters of them, and those known to be long are at most half.
     scorers : the most batches that are with the engine at a time.
     encode_size : the most pictures of one encoding.
     in_order : see `pipeline`.
@@ -65,7 +68,8 @@ class WorkQueue:
         self, session: Session, *, limit: int, scorers: int, encode_size: int, in_order: bool
     ) -> None:
         self.limit = limit
-        self.packer = Packer(session, None if in_order else FAIR_BATCHES)
+        self._long_rows = FAIR_BATCHES * session.batch_size
+        self.packer = Packer(session, None if in_order else Turns(self._long_rows, FAIR_BATCHES))
         self.open: dict[int, Work] = {}
         self.line: deque[Work] = deque()
         self.unsettled: dict[int, Work] = {}
@@ -79,9 +83,9 @@ class WorkQueue:
         self._encode_size = min(encode_size, limit)
         self._in_order = in_order
 
-    def add(self, request: Request, ticket: Ticket) -> Work:
-        """Put a picture at the end of the line."""
-        work = Work(request, self._submitted, ticket)
+    def add(self, request: Request, ticket: Ticket, client: str, least_rows: int) -> Work:
+        """Put a client's picture at the end of the line; it has `least_rows` rows or more."""
+        work = Work(request, self._submitted, ticket, client, is_long=least_rows > self._long_rows)
         self._submitted += 1
         self.open[work.index] = self.unsettled[work.index] = work
         self.line.append(work)
@@ -95,13 +99,11 @@ class WorkQueue:
         stalled = self._stalled()
         if group := self._take_group(stalled):
             return Encode(group)
-        if self._held < self.limit:
-            for work in self.line:
-                if work.reached == Reached.WAITING:
-                    work.reached = Reached.PREPARING
-                    work.held = True
-                    self._held += 1
-                    return Prepare(work)
+        if work := self._next_to_hold():
+            work.reached = Reached.PREPARING
+            work.held = True
+            self._held += 1
+            return Prepare(work)
         if free and stalled and self.packer.pending_rows:
             return self._take_batch()
         return None
@@ -122,7 +124,7 @@ class WorkQueue:
                 without_rows.append(work)
             else:
                 self._by_scoring[work.scoring] = work
-                self.packer.add(work.scoring)
+                self.packer.add(work.scoring, work.client)
         self.line = kept + self.line
         return without_rows
 
@@ -164,6 +166,21 @@ class WorkQueue:
         if work.held:
             work.held = False
             self._held -= 1
+
+    def _next_to_hold(self) -> Work | None:
+        """The next picture to read, if there is room for it."""
+        if self._held >= self.limit:
+            return None
+        waiting = [work for work in self.line if work.reached == Reached.WAITING]
+        if self._in_order or not waiting:
+            return waiting[0] if waiting else None
+        held = [work for work in self.unsettled.values() if work.held]
+        by_client = Counter(work.client for work in held)
+        most = self.limit - self.limit // 4
+        if sum(work.is_long for work in held) >= max(1, self.limit // 2):
+            waiting = [work for work in waiting if not work.is_long]
+        waiting = [work for work in waiting if by_client[work.client] < most]
+        return min(waiting, key=lambda work: by_client[work.client], default=None)
 
     def _take_batch(self) -> Score:
         self._scoring += 1
