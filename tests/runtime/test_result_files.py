@@ -114,6 +114,15 @@ def test_an_input_that_is_an_earlier_result_is_not_replaced(tmp_path, picture):
     assert overlay.read_bytes() == before
 
 
+def test_a_summary_that_says_two_things_is_no_summary_of_ours(tmp_path):
+    ours = save(tmp_path, "img", Result()).files["summary"]
+    text = ours.read_text().replace("{", '{"files": {}, ', 1)
+    assert json.loads(text)["files"]
+    ours.write_text(text)
+    assert save(tmp_path, "img", Result()).files["summary"].name == "img_2.json"
+    assert ours.read_text() == text
+
+
 @pytest.mark.parametrize(
     "summary",
     ["", "[]", "{}", "[" * 100_000, '{"files": 3}', '{"image": "photo.png", "files": {"a": 1}}'],

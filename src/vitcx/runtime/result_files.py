@@ -27,6 +27,7 @@ from PIL import Image
 from vitcx.runtime.digests import replacing, sha256_of
 from vitcx.runtime.errors import InputError
 from vitcx.runtime.folder_lock import FolderLock
+from vitcx.runtime.json_objects import read_json
 from vitcx.runtime.pictures.overlay import drawing
 
 # Bytes of a file name that a stem leaves free: for "_2", ".figure.png" and a temporary name.
@@ -219,7 +220,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _MOST_SUMMARY_BYTES:
             return {}
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
