@@ -44,7 +44,7 @@ def summed(masks, impacts, size):
     return np.where(coverage > 1e-6, total / np.where(coverage > 1e-6, coverage, 1), 0)
 
 
-def fitted(teams, kept, dropped, strength):
+def fitted(teams, masks, kept, dropped, strength, likeness):
     """The linear fit over all 2 K rows, in its primal form: ``(AᵀA + λ C⁻¹) φ = Aᵀ (s - s̄)``.
 
     With the prior's inverse it is another way to the same numbers than the dual form.
@@ -54,7 +54,15 @@ def fitted(teams, kept, dropped, strength):
     height, width = teams.shape[1:]
     places = np.array([(y, x) for y in range(height) for x in range(width)], float)
     apart = ((places[:, None] - places[None]) ** 2).sum(axis=-1)
-    prior = np.exp(-apart / 2)
+    prior = (1 - likeness) * np.exp(-apart / 2)
+    values = np.array(
+        [np.asarray(mask, float).ravel() - np.mean(mask, dtype=float) for mask in masks]
+    )
+    for p in range(len(places)):
+        for q in range(len(places)):
+            lengths = np.linalg.norm(values[:, p]) * np.linalg.norm(values[:, q])
+            if lengths > 0:
+                prior[p, q] += likeness * (values[:, p] @ values[:, q]) / lengths
     centred = rows - rows.mean(axis=0)
     ridge = strength * np.trace(centred @ prior @ centred.T) / len(rows)
     system = centred.T @ centred + ridge * np.linalg.inv(prior)

@@ -114,6 +114,8 @@ class Settings:
         ``tokens`` leaves its token out, ``auto`` takes tokens where the bundle and the engine can.
     team_share : the share of the patches that a team keeps.
     prior_strength : how strongly ``teams-fit`` smooths its map.
+    prior_likeness : how far ``teams-fit`` credits patches alike where the masks are alike, in
+        [0, 1]; the rest is for patches that are near each other.
     debias : False scores masked pictures without noise (the paper's variants 3 and 5).
     coverage_correction : False leaves out the division by ρ (the paper's variants 4 and 5).
     mask_count : of ``rise`` (None: 4000) and ``random-cx`` (None: 5000).
@@ -150,6 +152,9 @@ class Settings:
         DEFAULT_TEAM_SHARE, Number(0.05, 0.95), "Share of the patches in a team."
     )
     prior_strength: float = _setting(1.0, Number(1e-6, 1e6), "How strongly teams-fit smooths.")
+    prior_likeness: float = _setting(
+        0.75, Number(0, 1), "How far teams-fit credits patches alike that the masks show alike."
+    )
     mask_count: int | None = _setting(
         None, Whole(1, 100_000), "Masks of rise and random-cx.", optional=True
     )
@@ -183,6 +188,7 @@ class SettingValues(TypedDict, total=False):
     hidden: Hidden
     team_share: float
     prior_strength: float
+    prior_likeness: float
     mask_count: int | None
     window: int | None
     step: int | None

@@ -102,7 +102,7 @@ def test_whole_explanations_are_the_oracles(estimator, noise_std):
     np.testing.assert_allclose(result.impacts, impacts, atol=MAP_TOLERANCE)
     for t in range(2):
         if estimator == "teams-fit":
-            low = oracle.fitted(np.array(teams), kept[t], dropped[t], 1.0)
+            low = oracle.fitted(np.array(teams), result.masks, kept[t], dropped[t], 1.0, 0.75)
             expected = oracle.upsampled(low, SIZE)
             np.testing.assert_allclose(result.saliency[t], expected, atol=FIT_TOLERANCE)
         else:
@@ -118,26 +118,53 @@ def test_whole_explanations_are_the_oracles(estimator, noise_std):
     grid=st.tuples(st.integers(2, 6), st.integers(2, 6)),
     share=st.sampled_from([0.3, 0.5]),
     strength=st.sampled_from([0.1, 1.0, 10.0]),
+    likeness=st.sampled_from([0.0, 0.5, 0.9]),
     seed=st.integers(0, 1000),
 )
 @hypothesis_settings(max_examples=40, deadline=None)
-def test_the_dual_fit_is_the_primal(count, grid, share, strength, seed):
+def test_the_dual_fit_is_the_primal(count, grid, share, strength, likeness, seed):
     rng = np.random.default_rng(seed)
-    teams = make_teams(rng.random((count, *grid), dtype=np.float32), share)
+    masks = rng.random((count, *grid), dtype=np.float32)
+    teams = make_teams(masks, share)
     kept, dropped = rng.random((2, count, 1)).astype(np.float32)
-    (found,) = fit_map(teams, {KEPT: kept, DROPPED: dropped}, strength)
-    expected = oracle.fitted(teams, kept[:, 0], dropped[:, 0], strength)
+    chosen = Settings(prior_strength=strength, prior_likeness=likeness)
+    (found,) = fit_map(teams, masks, {KEPT: kept, DROPPED: dropped}, chosen)
+    expected = oracle.fitted(teams, masks, kept[:, 0], dropped[:, 0], strength, likeness)
     np.testing.assert_allclose(found, expected, atol=FIT_TOLERANCE * max(1, 1 / strength))
 
 
 def test_equal_teams_give_equal_effects_whatever_their_order():
     """The map does not change when masks are permuted."""
     rng = np.random.default_rng(3)
-    teams = make_teams(rng.random((6, 3, 3), dtype=np.float32), 0.5)
+    masks = rng.random((6, 3, 3), dtype=np.float32)
+    teams = make_teams(masks, 0.5)
     scores = {kind: rng.random((6, 2)).astype(np.float32) for kind in (KEPT, DROPPED)}
     order = rng.permutation(6)
-    there = fit_map(teams[order], {kind: s[order] for kind, s in scores.items()}, 1.0)
-    np.testing.assert_allclose(there, fit_map(teams, scores, 1.0), atol=1e-6)
+    reordered = {kind: s[order] for kind, s in scores.items()}
+    there = fit_map(teams[order], masks[order], reordered, Settings())
+    np.testing.assert_allclose(there, fit_map(teams, masks, scores, Settings()), atol=1e-6)
+
+
+def test_patches_that_the_masks_show_alike_are_credited_alike():
+    """Two patches far apart with the same values in every mask: with likeness alone, one effect."""
+    rng = np.random.default_rng(4)
+    masks = rng.random((9, 5, 5), dtype=np.float32)
+    masks[:, 4, 4] = masks[:, 0, 0]
+    teams = make_teams(masks, 0.5)
+    scores = {kind: rng.random((9, 1)).astype(np.float32) for kind in (KEPT, DROPPED)}
+    (alike,) = fit_map(teams, masks, scores, Settings(prior_likeness=1.0))
+    assert alike[0, 0] == pytest.approx(alike[4, 4], abs=1e-6)
+    (near,) = fit_map(teams, masks, scores, Settings(prior_likeness=0.0))
+    assert abs(near[0, 0] - near[4, 4]) > 1e-3
+
+
+def test_masks_that_are_the_same_everywhere_leave_the_fit_to_distance():
+    teams = make_teams(np.random.default_rng(5).random((3, 4, 4), dtype=np.float32), 0.5)
+    flat = np.full((3, 4, 4), 0.5, np.float32)
+    scores = {kind: np.full((3, 1), v, np.float32) for kind, v in ((KEPT, 0.9), (DROPPED, 0.2))}
+    (found,) = fit_map(teams, flat, scores, Settings())
+    (expected,) = fit_map(teams, flat, scores, Settings(prior_likeness=0.0))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_without_noise_the_seed_changes_nothing():

@@ -211,7 +211,7 @@ class Steps:
         settings, size = work.request.settings, self.manifest.input_size
         method = METHODS[settings.method]
         if work.estimator.fit is not None and work.teams is not None and len(work.masks):
-            low = work.estimator.fit(work.teams, work.scoring.scores, settings.prior_strength)
+            low = work.estimator.fit(work.teams, work.masks, work.scoring.scores, settings)
             return upsample(low, size), coverage_of(work.masks, size)
         return aggregate(
             1 - work.masks if method.credits_hidden else work.masks,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcx.runtime.settings import EstimatorName
+from vitcx.runtime.settings import EstimatorName, Settings
 
 FloatArray = NDArray[np.float32]
 ScoresByKind = Mapping[int, FloatArray]
 Impacts = Callable[[ScoresByKind, FloatArray], FloatArray]
-Fit = Callable[[FloatArray, ScoresByKind, float], FloatArray]
+Fit = Callable[[FloatArray, FloatArray, ScoresByKind, Settings], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Estimator:
     noisy : whether hidden pixels are noise; without it they are 0, the mean colour.
     teams : whether the rows show teams, which have as many patches each, and not the soft mask.
     fit : makes the map at patch resolution from the teams' scores, in place of the sum of eq. 5:
-        (teams (K,h,w), scores by kind, prior_strength) to (T,h,w).
+        (teams (K,h,w), masks (K,h,w), scores by kind, settings) to (T,h,w).
     uses : the settings that mean something to it, beside those of the method.
     """
 
