@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import hypothesis
+except ImportError:  # the tests that draw examples skip, or fail, on their own
+    pass
+else:
+    # A test is not wrong because the machine was busy.
+    hypothesis.settings.register_profile("vitcx", deadline=None)
+    hypothesis.settings.load_profile("vitcx")
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

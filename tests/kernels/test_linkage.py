@@ -94,7 +94,7 @@ def test_the_clusters_of_masks_are_scipys(threshold, shim):
     seed=st.integers(0, 10_000),
     threshold=st.sampled_from([0.0, 0.2, 0.34, 0.5, 0.75, 1.0]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_with_ties_the_clusters_are_the_oracles_and_as_large_as_they_may_be(
     count, ties, seed, threshold, shim
 ):

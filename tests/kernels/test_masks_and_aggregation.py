@@ -53,7 +53,7 @@ def test_extremes_are_those_of_the_full_surface(grid, size, lanes, shim):
     size=st.tuples(st.integers(1, 33), st.integers(1, 33)),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_extremes_for_any_geometry(grid, size, seed, shim):
     channel = embedding(1, grid, seed)[0]
     found = np.empty(2, np.float32)

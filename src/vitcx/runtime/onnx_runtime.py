@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from vitcx.runtime.errors import MissingExtraError
@@ -52,6 +53,17 @@ def import_onnxruntime(feature: str = "the engine 'onnxruntime'", extra: str = "
     except ImportError:
         raise MissingExtraError(feature, "onnxruntime", extra) from None
     return onnxruntime
+
+
+def open_on_cpu(onnxruntime: Any, path: str | Path, options: Any = None) -> Any:
+    """ONNX Runtime's session of a graph on the CPU.
+
+    Where it cannot be made, ONNX Runtime would print the error and try the same again; here it is
+    raised, and nothing is printed.
+    """
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
 
 
 def clashing_packages() -> list[str]:

@@ -23,7 +23,7 @@ from vitcx.runtime.graph_interface import (
 )
 from vitcx.runtime.manifest import MODEL_NAME, PROBABILITIES, Manifest
 from vitcx.runtime.onnx_files import external_files
-from vitcx.runtime.onnx_runtime import import_onnxruntime, interface_of_session
+from vitcx.runtime.onnx_runtime import import_onnxruntime, interface_of_session, open_on_cpu
 
 CONFIG_NAME, LABELS_NAME, VERSION = "config.pbtxt", "labels.txt", "1"
 _TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
@@ -103,9 +103,7 @@ def _read(path: Path, expected: Interface) -> Interface:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_on_cpu(onnxruntime, path, options)
     except Exception as error:  # its errors have no common type
         raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from None
     found = interface_of_session(session)

@@ -172,7 +172,7 @@ def test_odd_addresses_take_the_scalar_path(shim):
     seed=st.integers(0, 2**64 - 1),
     sharp=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_size_and_grid(height, width, grid_height, grid_width, seed, sharp, shim):
     images, masks = inputs(1, 1, (height, width), (grid_height, grid_width))
     one = Perturbation(0, 0, 7, seed, 0.5, tuple(zip(PAPERS, range(4), strict=True)), sharp)

@@ -56,7 +56,7 @@ def test_what_a_record_uses_are_settings():
     levels=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_teams_are_the_highest_patches(masks, grid, share, levels, seed):
     """Few levels make many ties."""
     drawn = np.random.default_rng(seed).integers(0, levels, (masks, *grid)).astype(np.float32)
@@ -121,7 +121,7 @@ def test_whole_explanations_are_the_oracles(estimator, noise_std):
     likeness=st.sampled_from([0.0, 0.5, 0.9]),
     seed=st.integers(0, 1000),
 )
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_the_dual_fit_is_the_primal(count, grid, share, strength, likeness, seed):
     rng = np.random.default_rng(seed)
     masks = rng.random((count, *grid), dtype=np.float32)

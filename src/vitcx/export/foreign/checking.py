@@ -19,7 +19,7 @@ from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.check_record import CheckRecord, drawn_picture
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, Manifest
-from vitcx.runtime.onnx_runtime import import_onnxruntime
+from vitcx.runtime.onnx_runtime import import_onnxruntime, open_on_cpu
 from vitcx.runtime.pictures.preprocess import prepare
 
 FloatArray = NDArray[np.float32]
@@ -91,7 +91,7 @@ def compare(
     onnxruntime = import_onnxruntime("vitcx export", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(onnxruntime, path, options)
     p = original.preprocessing
     record: CheckRecord | None = None
     scores = rms = largest = relative = 0.0

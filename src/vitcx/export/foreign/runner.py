@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitcx.kernels.errors import first_line
 from vitcx.runtime.cores import available_cores
 from vitcx.runtime.errors import InputError
-from vitcx.runtime.onnx_runtime import import_onnxruntime
+from vitcx.runtime.onnx_runtime import import_onnxruntime, open_on_cpu
 
 AnyArray = NDArray[Any]
 
@@ -77,6 +77,6 @@ class Runner:
         path = self._folder / "run.onnx"
         onnx.save(model, path)
         try:
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return open_on_cpu(onnxruntime, path, options)
         finally:
             path.unlink(missing_ok=True)

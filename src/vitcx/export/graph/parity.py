@@ -18,7 +18,7 @@ from vitcx.export.graph.to_onnx import OUTPUTS
 from vitcx.export.preprocessing import Preprocessing
 from vitcx.runtime.errors import BundleError
 from vitcx.runtime.manifest import EMBEDDING, INPUT, PROBABILITIES, TOKENS
-from vitcx.runtime.onnx_runtime import import_onnxruntime
+from vitcx.runtime.onnx_runtime import import_onnxruntime, open_on_cpu
 from vitcx.runtime.pictures.reading import read_picture
 
 Array = NDArray[np.float32]
@@ -124,7 +124,7 @@ def check_parity(
         If anything differs by more than it may.
     """
     onnxruntime = import_onnxruntime("vitcx export", "export")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(onnxruntime, path)
     _check_interface(session, outputs)
     difference, count = Difference(), 0
     for images in _batches(preprocessing, pictures):

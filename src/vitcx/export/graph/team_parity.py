@@ -25,7 +25,7 @@ from vitcx.runtime.manifest import (
     TEAMS_NAME,
     TOKENS,
 )
-from vitcx.runtime.onnx_runtime import import_onnxruntime
+from vitcx.runtime.onnx_runtime import import_onnxruntime, open_on_cpu
 
 Array = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -66,10 +66,7 @@ def check_teams(
     """
     encoder = folder / (ENCODER_NAME if (folder / ENCODER_NAME).exists() else MODEL_NAME)
     onnxruntime = import_onnxruntime("vitcx export", "export")
-    encode, score = (
-        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for path in (encoder, folder / TEAMS_NAME)
-    )
+    encode, score = (open_on_cpu(onnxruntime, path) for path in (encoder, folder / TEAMS_NAME))
     rows = 0
     worst = np.zeros(3)  # tokens; probabilities, absolutely and of their row's largest
     for images, pictures, patches in _trials(teams, preprocessing):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from vitcx.runtime.method.estimators.registry import choose_estimator
-from vitcx.runtime.method.method import FloatArray, Method, Size
-from vitcx.runtime.method.random_masks import random_mask_shape, random_masks
-from vitcx.runtime.settings import Settings
+from vitcx.runtime.method.method import Method
+from vitcx.runtime.method.random_masks import settled_masks, settled_shape
 
 DEFAULT_COUNT = 5000
-
-
-def _masks(embedding: FloatArray, settings: Settings, size: Size) -> FloatArray:
-    return random_masks(settings.mask_count or DEFAULT_COUNT, settings.seed)
 
 
 RANDOM_CX = Method(
     name="random-cx",
     summary="ViT-CX with random masks (the paper's variant 2)",
     source="Xie, Li, Cao, Zhang: ViT-CX (IJCAI 2023), section 4.4",
-    masks=_masks,
+    masks=lambda embedding, settings, size: settled_masks(DEFAULT_COUNT, settings),
     estimator=choose_estimator,
     uses=frozenset({"estimator", "mask_count", "seed"}),
-    mask_shape=lambda settings, size: random_mask_shape(settings.mask_count or DEFAULT_COUNT),
+    mask_shape=lambda settings, size: settled_shape(DEFAULT_COUNT, settings),
 )

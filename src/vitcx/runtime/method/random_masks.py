@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcx.runtime.method.method import FloatArray
+from vitcx.runtime.settings import Settings
 
 # RISE's: a grid of 7 x 7 cells, each kept with probability 1/2, 4,000 masks. The ViT-CX paper's
 # variant 2 takes 5,000.
@@ -41,6 +42,11 @@ def random_masks(count: int, seed: int) -> FloatArray:
     return masks
 
 
+def settled_masks(default: int, settings: Settings) -> FloatArray:
+    """The random masks that settings ask for; `default` of them where they do not say how many."""
+    return random_masks(settings.mask_count or default, settings.seed)
+
+
 def _make(count: int, seed: int) -> FloatArray:
     nodes = RISE_CELLS * RISE_SHIFTS
     grids = np.empty((count, RISE_CELLS + 2, RISE_CELLS + 2), dtype=np.float32)
@@ -69,7 +75,7 @@ def _between(position: NDArray[np.float64]) -> FloatArray:
     return weights
 
 
-def random_mask_shape(count: int) -> tuple[int, int, int]:
-    """The shape of so many random masks."""
+def settled_shape(default: int, settings: Settings) -> tuple[int, int, int]:
+    """The shape of `settled_masks`, told without making them."""
     nodes = RISE_CELLS * RISE_SHIFTS
-    return count, nodes, nodes
+    return settings.mask_count or default, nodes, nodes

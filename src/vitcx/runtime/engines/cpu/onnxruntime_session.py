@@ -15,7 +15,7 @@ from vitcx.runtime.engines.cpu.cpu_session import CpuSession
 from vitcx.runtime.engines.cpu.parallel_passes import PASS_ROWS
 from vitcx.runtime.errors import BundleError, EngineError
 from vitcx.runtime.graph_interface import Interface, check_interface, interfaces_of
-from vitcx.runtime.onnx_runtime import import_onnxruntime, interface_of_session
+from vitcx.runtime.onnx_runtime import import_onnxruntime, interface_of_session, open_on_cpu
 
 # Each batch ends with passes that wait for the last one, which costs more of a short batch: on 2
 # cores and DeiT-Tiny 23 rows take 9 % less in one batch than in 16 and 7.
@@ -64,7 +64,7 @@ def _open(ort: Any, bundle: Bundle, graph: Path, expected: Interface, threads: i
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session = open_on_cpu(ort, graph, options)
     except Exception as error:  # onnxruntime's own exception types have no common base
         if bundle.manifest.precision == "bf16":
             raise EngineError(
