@@ -43,8 +43,8 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             "best",
-            "the most faithful: as balanced, with more masks",
-            {"estimator": "teams-difference", "distance_threshold": 0.05, "noise_std": 0.0},
+            "the most faithful: as balanced, with more masks and one fit over all of them",
+            {"estimator": "teams-fit", "distance_threshold": 0.05, "noise_std": 0.0},
         ),
     )
 }
