@@ -184,8 +184,8 @@ def check_answer(expected_bytes: int, limits: Limits) -> None:
 
 def most_masks(settings: Settings, manifest: Manifest) -> int:
     """The most masks that an explanation can have."""
-    shape = METHODS[settings.method].mask_shape
-    return manifest.channels if shape is None else shape(settings, manifest.input_size)[0]
+    count = METHODS[settings.method].mask_count(settings, manifest.input_size)
+    return manifest.channels if count is None else count
 
 
 def make_request(

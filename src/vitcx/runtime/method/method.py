@@ -53,6 +53,10 @@ class Method:
     credits_hidden: bool = False
     corrects_coverage: Callable[[Settings], bool] = lambda settings: settings.coverage_correction
 
+    def mask_count(self, settings: Settings, size: Size) -> int | None:
+        """How many masks there are, told without making them; None where they are the model's."""
+        return None if self.mask_shape is None else self.mask_shape(settings, size)[0]
+
     def mask_bytes(self, settings: Settings, size: Size) -> int:
         """What the masks take, told without making them; 0 where they are the model's."""
         if self.mask_shape is None:

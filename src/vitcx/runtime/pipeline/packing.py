@@ -1,21 +1,20 @@
 """Pack rows of any number of pictures into the engine's fixed-size batches.
 
 A batch holds the rows of as many pictures as fit, as long as they are alike: pixels under masks of
-one resolution, or tokens in teams of one size. `Pipeline` decides when a batch runs, `Turns` whose
+one resolution, or tokens in teams of one size. `Pipeline` decides when a batch runs, `turns` whose
 rows are next; this module only knows which rows are in it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 
 from vitcx.kernels.host.blend import MOST_ROWS, Perturbation
 from vitcx.runtime.engines.session import PixelBatch, Scores, Session, TeamBatch
 from vitcx.runtime.errors import EngineError
 from vitcx.runtime.pipeline.scoring import Likeness, PixelRows, Scoring, TokenRows
-from vitcx.runtime.pipeline.turns import Turns
+from vitcx.runtime.pipeline.turns import Arrivals, Turns
 
 
 @dataclass(frozen=True)
@@ -60,27 +59,24 @@ class Packer:
     Parameters
     ----------
     session : whose batches are filled.
-    turns : whose rows are next; without it they go in the order in which they came.
+    line : the pictures with rows that wait, and whose are next.
     """
 
     session: Session
-    turns: Turns | None = None
-    _waiting: deque[Scoring] = field(default_factory=deque, init=False)
+    line: Arrivals | Turns
     _pending: int = field(default=0, init=False)
 
     def add(self, scoring: Scoring, client: str = "") -> None:
         """Queue the rows of a client's picture. One without rows is done already."""
         if scoring.pending:
-            self._waiting.append(scoring)
+            self.line.add(scoring, client)
             self._pending += scoring.pending
-            if self.turns is not None:
-                self.turns.add(scoring, client)
 
     def cancel(self, scoring: Scoring) -> None:
         """Drop what is left of a picture's rows."""
-        if scoring in self._waiting:
+        if scoring in self.line:
             self._pending -= scoring.pending
-            self._remove(scoring)
+            self.line.remove(scoring)
 
     @property
     def pending_rows(self) -> int:
@@ -92,37 +88,20 @@ class Packer:
         """Whether the rows that wait can fill a batch."""
         return self._pending >= self.session.batch_size and self._full() is not None
 
-    def run_batch(self) -> None:
-        """Pack and score one batch; as full as the waiting rows allow."""
-        packed = self.pack()
-        if packed.batch.rows:
-            packed.deliver(self.session.score_rows(packed.batch))
-
-    def run_all(self, scorings: Iterable[Scoring]) -> None:
-        """Score every row of `scorings` and of those waiting before them."""
-        for scoring in scorings:
-            self.add(scoring)
-            while self.is_full:
-                self.run_batch()
-        while self._pending:
-            self.run_batch()
-
     def pack(self) -> PackedBatch:
         """Take the next rows that are alike, at most a batch; they are then no longer pending.
 
-        With turns, rows like the first of those whose turn it is, full batch or not: what is rare
-        must not wait for what is always there. A long picture has half a batch at a time. Without
-        turns, rows of a kind that can fill a batch; where there is none, rows like the one that
-        waits longest.
+        Rows of a kind that can fill a batch, where the line prefers these; else rows like the first
+        of the picture whose turn it is. A long picture has half a batch at a time.
         """
-        line = self.turns.in_order() if self.turns is not None else list(self._waiting)
+        line = self.line.in_order()
         if not line:
             return PackedBatch(PixelBatch(), [])
-        full = self._full() if self.turns is None else None
+        full = self._full() if self.line.prefers_full else None
         chosen = full or self._likeness(line[0])[0]
         batch = PixelBatch() if chosen[0] == "pixels" else TeamBatch()
         size = self.session.batch_size
-        if self.turns is not None and self.turns.is_long(line[0]):
+        if self.line.is_long(line[0]):
             size = max(1, size // 2)  # who comes next waits for less
         owners: list[tuple[Scoring, int, int]] = []
         for scoring in line:
@@ -138,22 +117,16 @@ class Packer:
             scoring.next_row = taken.stop
         self._pending -= len(owners)
         packed = PackedBatch(batch, owners)
-        if self.turns is not None:
-            self.turns.served([scoring for scoring, _, _ in owners])
+        self.line.served(scoring for scoring, _, _ in owners)
         for scoring in packed.scorings:
             if not scoring.pending:
-                self._remove(scoring)
+                self.line.remove(scoring)
         return packed
-
-    def _remove(self, scoring: Scoring) -> None:
-        self._waiting.remove(scoring)
-        if self.turns is not None:
-            self.turns.remove(scoring)
 
     def _full(self) -> Likeness | None:
         """The first kind of rows of which a whole batch waits."""
         found: Counter[Likeness] = Counter()
-        for scoring in self._waiting:
+        for scoring in self.line:
             likeness, run = self._likeness(scoring)
             found[likeness] += run
             if found[likeness] >= self.session.batch_size:

@@ -56,9 +56,7 @@ class Steps:
     def least_rows(self, request: Request) -> int:
         """Rows that a picture has at least: those of masks that are not the model's."""
         method = METHODS[request.settings.method]
-        if method.mask_shape is None:
-            return 0
-        masks = method.mask_shape(request.settings, self.manifest.input_size)[0]
+        masks = method.mask_count(request.settings, self.manifest.input_size) or 0
         return masks * len(method.estimator(request.settings).kinds)
 
     def prepare(self, work: Work) -> None:

@@ -14,7 +14,7 @@ from vitcx.runtime.engines.session import Scores, Session
 from vitcx.runtime.pipeline.packing import PackedBatch, Packer
 from vitcx.runtime.pipeline.scoring import Scoring
 from vitcx.runtime.pipeline.ticket import Ticket
-from vitcx.runtime.pipeline.turns import Turns
+from vitcx.runtime.pipeline.turns import Arrivals, Turns
 from vitcx.runtime.pipeline.work import Reached, Work
 from vitcx.runtime.settings import Request
 
@@ -69,7 +69,9 @@ class WorkQueue:
     ) -> None:
         self.limit = limit
         self._long_rows = FAIR_BATCHES * session.batch_size
-        self.packer = Packer(session, None if in_order else Turns(self._long_rows, FAIR_BATCHES))
+        self.packer = Packer(
+            session, Arrivals() if in_order else Turns(self._long_rows, FAIR_BATCHES)
+        )
         self.open: dict[int, Work] = {}
         self.line: deque[Work] = deque()
         self.unsettled: dict[int, Work] = {}
@@ -171,16 +173,19 @@ class WorkQueue:
         """The next picture to read, if there is room for it."""
         if self._held >= self.limit:
             return None
-        waiting = [work for work in self.line if work.reached == Reached.WAITING]
-        if self._in_order or not waiting:
-            return waiting[0] if waiting else None
+        waiting = (work for work in self.line if work.reached == Reached.WAITING)
+        if self._in_order:
+            return next(waiting, None)
         held = [work for work in self.unsettled.values() if work.held]
         by_client = Counter(work.client for work in held)
         most = self.limit - self.limit // 4
-        if sum(work.is_long for work in held) >= max(1, self.limit // 2):
-            waiting = [work for work in waiting if not work.is_long]
-        waiting = [work for work in waiting if by_client[work.client] < most]
-        return min(waiting, key=lambda work: by_client[work.client], default=None)
+        long_too = sum(work.is_long for work in held) < max(1, self.limit // 2)
+        allowed = (
+            work
+            for work in waiting
+            if by_client[work.client] < most and (long_too or not work.is_long)
+        )
+        return min(allowed, key=lambda work: by_client[work.client], default=None)
 
     def _take_batch(self) -> Score:
         self._scoring += 1
